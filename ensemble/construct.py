@@ -1,0 +1,143 @@
+"""Making ensembles: perturbed members of one model, or several separately trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ensemble import members as member_weights
+from ensemble.ensemble import Ensemble, Origin
+from ensemble.errors import ModelError, RecipeError
+from ensemble.export import Captured, capture
+from ensemble.members import Members, Progress
+from ensemble.perturbation import Perturbation
+from ensemble.program import Program
+from ensemble.tasks import Task, heads
+
+MAX_MEMBERS = 1 << 20
+_KEPT_EXAMPLE_ROWS = 4
+
+
+def perturb(
+    model: nn.Module,
+    recipe: Perturbation,
+    *,
+    members: int,
+    example: Any,
+    seed: int = 0,
+    task: Task = "raw",
+    noise_variance: float | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    live: bool = False,
+    progress: Progress | None = None,
+) -> Ensemble:
+    """Make an ensemble of perturbed members of one trained model.
+
+    Args:
+        model: any ``nn.Module``; it is read in evaluation mode and left as it was.
+        recipe: how members differ from it, such as ``Gaussian(scale=0.02)``.
+        members: how many.
+        example: what the model is called with: a tensor, a tuple of positional arguments or a dict of named ones.
+            The first dimension of every tensor is the batch.
+        seed: member i is a function of the weights, the recipe, the seed and i alone.
+        task: "classification" (the model returns logits), "regression" (values), "gaussian" (mean and variance) or
+            "raw" (anything).
+        noise_variance: of a regression's observations, target².
+        metadata: free JSON values to keep with it, such as {"class_names": [...]}.
+        device: where the members live; the model's own by default.
+        dtype: of the floating weights; the model's own by default.
+        live: keep the module's code instead of exporting it, for models that export cannot capture.
+        progress: called with (members done, members in all).
+
+    Raises:
+        ModelError, ExportError: the model cannot be made into an ensemble; the text says why.
+        RecipeError: the recipe selects nothing in this model, or numbers are out of range.
+        MemoryLimitError: the members do not fit; the text says what would.
+
+    Example:
+        >>> ens = perturb(model, Gaussian(scale=0.02), members=256, example=x, task="classification")
+        >>> ens.predict(x).mutual_information
+    """
+    _check_count(members, seed)
+    captured = capture(model, example, live=live)
+    heads(task, captured.program.outputs)
+    names = recipe.select(captured.weights, captured.trainable)
+    place = torch.device(device) if device is not None else captured.example[0].device
+    drawn = member_weights.draw(
+        recipe,
+        captured.weights,
+        names,
+        count=members,
+        seed=seed,
+        device=place,
+        dtype=dtype,
+        progress=progress,
+    )
+    reference = {name: captured.weights[name].cpu().clone() for name in names}
+    program = _placed(captured, drawn, place)
+    origin = _origin(captured, recipe, seed, reference)
+    made = Ensemble(program, drawn, origin, task=task, noise_variance=noise_variance, metadata=metadata)
+    if dtype is not None:
+        made.try_dtype()
+    return made
+
+
+def stack(
+    models: Sequence[nn.Module],
+    *,
+    example: Any,
+    task: Task = "raw",
+    noise_variance: float | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    live: bool = False,
+) -> Ensemble:
+    """Make an ensemble of separately trained models of one architecture (a deep ensemble, arXiv 1612.01474).
+
+    Args:
+        models: at least two modules of one class.
+        example, task, noise_variance, metadata, device, live: as for :func:`perturb`.
+
+    Raises:
+        ModelError, ExportError: the models cannot be stacked; the text says why.
+        MemoryLimitError: the members do not fit.
+    """
+    if len(models) < 2:
+        raise ModelError(f"An ensemble needs at least two models, however: {len(models)}.")
+    captured = capture(models[0], example, live=live)
+    place = torch.device(device) if device is not None else captured.example[0].device
+    stacked = member_weights.stack(models, captured.weights, device=place)
+    program = _placed(captured, stacked, place)
+    origin = _origin(captured, None, 0, {})
+    return Ensemble(program, stacked, origin, task=task, noise_variance=noise_variance, metadata=metadata)
+
+
+def _placed(captured: Captured, members: Members, device: torch.device) -> Program:
+    dtypes = {name: w.dtype for name, w in {**members.shared, **members.stacked}.items()}
+    unchanged = device == captured.example[0].device and all(
+        dtype == captured.weights[name].dtype for name, dtype in dtypes.items()
+    )
+    return captured.program if unchanged else captured.program.to(device, dtypes)
+
+
+def _origin(captured: Captured, recipe: Perturbation | None, seed: int, reference: dict[str, Tensor]) -> Origin:
+    return Origin(
+        recipe=recipe,
+        seed=seed,
+        reference=reference,
+        unused={name: tensor.cpu() for name, tensor in captured.unused.items()},
+        state_names=captured.state_names,
+        example=[tensor[:_KEPT_EXAMPLE_ROWS].cpu() for tensor in captured.example],
+    )
+
+
+def _check_count(members: int, seed: int) -> None:
+    if isinstance(members, bool) or not isinstance(members, int) or not 1 <= members <= MAX_MEMBERS:
+        raise RecipeError(f"members must be an integer between 1 and {MAX_MEMBERS}, however: {members!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise RecipeError(f"seed must be an integer between 0 and 2**63 - 1, however: {seed!r}.")

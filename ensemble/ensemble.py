@@ -1,0 +1,295 @@
+"""The ensemble: a program, its members, and what their outputs mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ensemble import statistics as named
+from ensemble.errors import InputError, ModelError
+from ensemble.evaluate import evaluate, loop
+from ensemble.members import Members
+from ensemble.memory import human
+from ensemble.perturbation import Perturbation
+from ensemble.prediction import Prediction, qualified
+from ensemble.program import Program
+from ensemble.statistics import Moments, Statistic
+from ensemble.tasks import Head, Task, heads, sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What an ensemble was made from, so that it can be saved and its members made again.
+
+    Args:
+        recipe: how the members were made; None for separately trained models.
+        seed: what their noise was drawn from.
+        reference: the trained value of each weight that the recipe perturbs, on the CPU.
+        unused: tensors of the state dict that the program does not read.
+        state_names: names of the original model's state dict, in order.
+        example: a few rows of the example that the model was captured with, flat.
+    """
+
+    recipe: Perturbation | None
+    seed: int
+    reference: dict[str, Tensor]
+    unused: dict[str, Tensor]
+    state_names: tuple[str, ...]
+    example: list[Tensor]
+
+
+class Ensemble:
+    """N members of one architecture, evaluated in one call. Made by :func:`perturb`, :func:`stack`, :func:`load`.
+
+    Attributes:
+        program: the model as a function of its weights.
+        members: the weights.
+        task: what the outputs mean.
+        noise_variance: of a regression, target²; None if it is not known.
+        metadata: free JSON values: class names, units, a description.
+        origin: recipe, seed, reference weights.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        members: Members,
+        origin: Origin,
+        *,
+        task: Task = "raw",
+        noise_variance: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.program = program
+        self.members = members
+        self.origin = origin
+        self.task = task
+        self.heads: list[Head] = heads(task, program.outputs)
+        if noise_variance is not None and (task != "regression" or not noise_variance >= 0):
+            raise ModelError(f"noise_variance is for regression and must be ≥ 0, however: {noise_variance} ({task}).")
+        self.noise_variance = noise_variance
+        self.metadata = dict(metadata or {})
+
+    def __len__(self) -> int:
+        return self.members.count
+
+    def __repr__(self) -> str:
+        made = self.origin.recipe or "separately trained"
+        return (
+            f"Ensemble({len(self)} members, {made}, seed={self.origin.seed}, task={self.task}, {self.device}, "
+            f"{human(self.members.nbytes)})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.members.stacked.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the floating weights."""
+        return next(iter(self.members.stacked.values())).dtype
+
+    def __call__(self, *args: Any, chunk: int | None = None, **kwargs: Any) -> Any:
+        """Every member's output.
+
+        Args:
+            args, kwargs: what the model's forward takes, or one dict {input name: tensor}.
+            chunk: how many members to run in one call; by default as many as keep activations small.
+
+        Returns:
+            What the model returns, each tensor with a leading member dimension: (members, batch, ...).
+
+        Raises:
+            InputError: inputs that do not fit the signature.
+        """
+        inputs = self.program.bind(args, kwargs, self.device)
+        chunks = list(evaluate(self.program, self.members, inputs, chunk=chunk))
+        return self.program.results.pack([torch.cat(parts) for parts in zip(*chunks, strict=True)])
+
+    def predict(
+        self,
+        *args: Any,
+        statistics: Sequence[str] | None = None,
+        members: int | None = None,
+        chunk: int | None = None,
+        **kwargs: Any,
+    ) -> Prediction:
+        """Condensed outputs.
+
+        Args:
+            args, kwargs: as for a call.
+            statistics: names from :meth:`available_statistics`; the task's default ones by default. Of a model with
+                several outputs "mean" asks for every output's mean, "policy.mean" for one.
+            members: use only the first so many members.
+            chunk: as for a call.
+
+        Raises:
+            InputError: inputs that do not fit the signature, or a number of members that the ensemble does not have.
+            StatisticError: an unknown statistic.
+        """
+        wanted = self.resolve(statistics)
+        if members is not None and not 1 <= members <= len(self):
+            raise InputError(f"members must be between 1 and {len(self)}, however: {members}.")
+        inputs = self.program.bind(args, kwargs, self.device)
+        running = {
+            head.name: Moments({need for s in asked for need in s.needs}, self.noise_variance) for head, asked in wanted
+        }
+        for outputs in evaluate(self.program, self.members, inputs, count=members, chunk=chunk):
+            for head, _ in wanted:
+                running[head.name].update(sample(self.task, head, outputs))
+        results = {
+            head.name: {s.name: s.finish(running[head.name]).to(s.dtype) for s in asked} for head, asked in wanted
+        }
+        return Prediction(results, members or len(self))
+
+    def available_statistics(self) -> dict[str, Statistic]:
+        """Every statistic that can be asked for, by the name that it has among all outputs."""
+        return {
+            qualified(head.name, s.name, len(self.heads)): s
+            for head in self.heads
+            for s in named.available(self.task, self.noise_variance)
+        }
+
+    def default_statistics(self) -> list[str]:
+        """Names of what :meth:`predict` gives when nothing is asked for."""
+        return [name for name, s in self.available_statistics().items() if s.default]
+
+    def resolve(self, names: Sequence[str] | None) -> list[tuple[Head, list[Statistic]]]:
+        """Which statistics of which heads these names ask for.
+
+        Raises:
+            StatisticError: an unknown name.
+        """
+        if names is None or len(self.heads) == 1:
+            found = named.resolve(names, self.task, self.noise_variance)
+            return [(head, found) for head in self.heads]
+        asked: dict[str, list[str]] = {}
+        for name in names:
+            prefix = next((h.name for h in self.heads if name.startswith(f"{h.name}.")), None)
+            for head in [prefix] if prefix else [h.name for h in self.heads]:
+                asked.setdefault(head, []).append(name.removeprefix(f"{prefix}.") if prefix else name)
+        return [
+            (head, named.resolve(asked[head.name], self.task, self.noise_variance))
+            for head in self.heads
+            if head.name in asked
+        ]
+
+    def member(self, index: int) -> dict[str, Tensor]:
+        """One member's state dict, to be loaded into the original model.
+
+        Returns:
+            Copies on the CPU, under the original names.
+
+        Raises:
+            IndexError: there is no such member.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"Members are 0 .. {len(self) - 1}, however: {index}.")
+        weights = {**self.origin.unused, **self.members.one(index)}
+        return {
+            name: weights[self.program.aliases.get(name, name)].detach().cpu().clone()
+            for name in self.origin.state_names
+        }
+
+    def loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As a call, but one member after the other with its full weights: the reference of every faster way."""
+        inputs = self.program.bind(args, kwargs, self.device)
+        return self.program.results.pack(loop(self.program, self.members, inputs, range(len(self))))
+
+    def check(self, inputs: Sequence[Tensor] | None = None, members: int = 4) -> float:
+        """Compare the vectorised call with the loop over materialised members.
+
+        Args:
+            inputs: flat inputs; the example that the ensemble keeps by default.
+            members: how many members to compare, spread over the ensemble.
+
+        Returns:
+            The largest difference, relative to the largest magnitude of each output.
+
+        Raises:
+            ModelError: it is over 1e-4 (for 16-bit weights 5e-2), or the outputs are not finite.
+        """
+        flat = [t.to(self.device) for t in (inputs or self.example())]
+        indices = sorted({round(i * (len(self) - 1) / max(1, members - 1)) for i in range(members)})
+        expected = loop(self.program, self.members, flat, indices)
+        chunks = list(evaluate(self.program, self.members, flat))
+        worst = 0.0
+        for spec, want, parts in zip(self.program.outputs, expected, zip(*chunks, strict=True), strict=True):
+            got = torch.cat(parts)[indices].double()
+            if not bool(got.isfinite().all()):
+                raise ModelError(f"The output {spec.name!r} is not finite on the example; the model cannot be served.")
+            scale = max(float(want.double().abs().max()), 1e-30)
+            worst = max(worst, float((got - want.double()).abs().max()) / scale)
+        bound = 1e-4 if torch.finfo(self.dtype).eps < 1e-5 else 5e-2
+        if worst > bound:
+            raise ModelError(f"The vectorised call differs from the loop over members by {worst:.2g} (bound {bound}).")
+        return worst
+
+    def example(self, rows: int | None = None) -> list[Tensor]:
+        """Flat inputs to try the ensemble with: kept rows of the original example, else made up."""
+        kept = [t.to(self.device, s.dtype) for t, s in zip(self.origin.example, self.program.inputs, strict=False)]
+        if not kept:
+            return self.program.example(rows or 2, self.device)
+        if rows is None:
+            return kept
+        return [t.repeat(-(-rows // t.shape[0]), *[1] * (t.ndim - 1))[:rows] for t in kept]
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Ensemble:
+        """The same ensemble on another device, or with floating weights of another dtype.
+
+        Raises:
+            ModelError: the graph fixes a dtype that does not go with the new one.
+        """
+        place = torch.device(device) if device is not None else self.device
+        if dtype is not None and not dtype.is_floating_point:
+            raise ModelError(f"dtype must be a floating-point type, however: {dtype}.")
+        weights = self.members.to(place, dtype)
+        dtypes = {name: w.dtype for name, w in {**weights.shared, **weights.stacked}.items()}
+        program = self.program.to(place, dtypes)
+        moved = Ensemble(
+            program,
+            weights,
+            self.origin,
+            task=self.task,
+            noise_variance=self.noise_variance,
+            metadata=self.metadata,
+        )
+        if dtype is not None and dtype != self.dtype:
+            moved.try_dtype()
+        return moved
+
+    def try_dtype(self) -> None:
+        """Run one member on the example.
+
+        Raises:
+            ModelError: the weights' dtype does not go with what the graph computes in.
+        """
+        try:
+            next(evaluate(self.program, self.members, self.example(), count=1))
+        except (RuntimeError, ModelError) as error:
+            raise ModelError(
+                f"The model computes some values in a fixed dtype, so its weights cannot be {self.dtype}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, keep_example: bool = True) -> None:
+        """Write a directory that :func:`load` reads: manifest, graph, weights.
+
+        Args:
+            path: the new directory; of a served model DIR/name/version, such as models/digits/1.
+            overwrite: replace an ensemble that is there.
+            keep_example: store up to four rows of the example, for the checks and the documentation of the server.
+
+        Raises:
+            ModelError: the ensemble runs a live module.
+            ArtifactError: something else is at the path.
+        """
+        from ensemble.artifact import save
+
+        save(self, path, overwrite=overwrite, keep_example=keep_example)

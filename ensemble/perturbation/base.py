@@ -1,0 +1,119 @@
+"""What every recipe is: settings, and the weights of members [start, stop) as a function of a seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from ensemble.errors import RecipeError
+
+
+class Perturbation(ABC):
+    """Base of the recipes. Subclasses are frozen dataclasses and pass their name: ``class X(..., name="x")``."""
+
+    known: ClassVar[dict[str, type[Perturbation]]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, *, name: str, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.name = name
+        Perturbation.known[name] = cls
+
+    @abstractmethod
+    def select(self, weights: Mapping[str, Tensor], trainable: Collection[str]) -> list[str]:
+        """Names of the weights that differ between members, in the order of ``weights``.
+
+        Args:
+            weights: every weight that the model uses, by name.
+            trainable: those of them that are parameters, not buffers.
+
+        Raises:
+            RecipeError: a pattern that matches nothing, or nothing left to perturb.
+        """
+
+    @abstractmethod
+    def draw(self, name: str, weight: Tensor, seed: int, members: range) -> Tensor:
+        """Weights of some members for one selected name.
+
+        Member i is a function of ``weight``, the settings, ``seed``, ``name`` and i alone, bit for bit.
+
+        Args:
+            name: the weight's name in the model's state dict.
+            weight: its trained value, on any device.
+            seed: the ensemble's seed.
+            members: which members.
+
+        Returns:
+            Tensor of shape (len(members), *weight.shape) with the dtype and device of ``weight``.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain JSON values; :meth:`from_settings` is the inverse."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Rebuild a recipe from :meth:`settings`.
+
+        Raises:
+            RecipeError: unknown settings, or values out of range.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(settings) - fields):
+            raise RecipeError(f"The recipe {cls.name!r} has no setting {', '.join(unknown)}; it has {sorted(fields)}.")
+        return cls(**settings)
+
+
+def as_patterns(patterns: str | Sequence[str], setting: str) -> tuple[str, ...]:
+    """One pattern or several, as a tuple.
+
+    Raises:
+        RecipeError: something that is not text.
+    """
+    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    if not all(isinstance(pattern, str) and pattern for pattern in found):
+        raise RecipeError(f"{setting} must be name patterns such as 'fc*.weight', however: {patterns!r}.")
+    return found
+
+
+def choose(
+    names: Sequence[str], candidates: Collection[str], include: Sequence[str], exclude: Sequence[str]
+) -> list[str]:
+    """Names that an include pattern and no exclude pattern matches (shell style: ``*``, ``?``, ``[..]``).
+
+    Args:
+        names: all names, in order.
+        candidates: those of them that may be chosen at all.
+
+    Raises:
+        RecipeError: an include pattern that matches no candidate, an exclude pattern that matches no name, or
+            nothing left.
+    """
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    allowed = [name for name in names if name in candidates]
+    for pattern, among in [(p, allowed) for p in include] + [(p, list(names)) for p in exclude]:
+        if not fnmatch.filter(among, pattern):
+            raise RecipeError(f"The pattern {pattern!r} matches none of this model's weights: {_listing(among)}.")
+    chosen = [n for n in allowed if matches(n, include) and not matches(n, exclude)]
+    if not chosen:
+        raise RecipeError(
+            f"Nothing is left to perturb: include={list(include)} and exclude={list(exclude)} choose none of "
+            f"{_listing(allowed)}."
+        )
+    return chosen
+
+
+def _listing(names: Sequence[str], most: int = 12) -> str:
+    shown = ", ".join(names[:most]) or "(none)"
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown

@@ -1,0 +1,96 @@
+"""What the numbers that a model returns mean.
+
+A task turns the flat outputs of a model into heads, and a head's outputs into a :class:`Sample`: for each member a
+value (a probability, a mean) and, where there is one, the variance of the target that the member states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ensemble.errors import ModelError
+from ensemble.program import TensorSpec
+
+Task = Literal["classification", "regression", "gaussian", "raw"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """One prediction of a model.
+
+    Args:
+        name: the output's name.
+        outputs: which of the flat outputs it is made of: one, or mean and variance.
+        trailing: shape of one row.
+        batch_dim: which dimension of the outputs is the batch.
+    """
+
+    name: str
+    outputs: tuple[int, ...]
+    trailing: tuple[int, ...]
+    batch_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Members' predictions: ``value`` (members, batch, ...) in float32 or better, and their variances if known."""
+
+    value: Tensor
+    variance: Tensor | None
+
+
+def heads(task: Task, outputs: Sequence[TensorSpec]) -> list[Head]:
+    """The predictions that a model of this task makes.
+
+    Raises:
+        ModelError: the outputs do not fit the task.
+    """
+    if task not in TASKS:
+        raise ModelError(f"task must be one of {', '.join(TASKS)}, however: {task!r}.")
+    if task == "gaussian":
+        # By name where the model returns a dict, in any order; else mean first.
+        order = {spec.name: i for i, spec in enumerate(outputs)}
+        pair = (order["mean"], order["variance"]) if order.keys() == {"mean", "variance"} else (0, 1)
+        if len(outputs) != 2 or outputs[0].shape != outputs[1].shape:
+            raise ModelError(
+                "A gaussian model returns (mean, variance) of equal shape, or a dict with these two; this one returns "
+                f"{ {spec.name: list(spec.shape) for spec in outputs} }."
+            )
+        return [Head("output", pair, outputs[0].trailing, outputs[0].batch_dim)]
+    for spec in outputs:
+        if task == "classification" and (not spec.trailing or spec.trailing[-1] < 2):
+            raise ModelError(
+                f"Classification needs logits with at least two classes in the last dimension; {spec.name!r} has "
+                f"shape {list(spec.shape)}. (For one sigmoid output return torch.stack([-z, z], -1) / 2.)"
+            )
+        if task != "raw" and not spec.dtype.is_floating_point:
+            raise ModelError(f"The output {spec.name!r} is {spec.dtype}; the task {task} needs floating point.")
+    return [Head(spec.name, (i,), spec.trailing, spec.batch_dim) for i, spec in enumerate(outputs)]
+
+
+def sample(task: Task, head: Head, outputs: Sequence[Tensor]) -> Sample:
+    """What members say.
+
+    Args:
+        outputs: flat outputs, each with a leading member dimension.
+    """
+
+    def rows_first(index: int) -> Tensor:
+        tensor = outputs[index].movedim(1 + head.batch_dim, 1)
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    value = rows_first(head.outputs[0])
+    match task:
+        case "classification":
+            p = value.softmax(-1)
+            return Sample(p, p * (1 - p))
+        case "gaussian":
+            return Sample(value, rows_first(head.outputs[1]))
+        case _:
+            return Sample(value, None)
