@@ -150,8 +150,12 @@ class Ensemble:
 
     def available_statistics(self) -> dict[str, Statistic]:
         """Every statistic that can be asked for, by the name that it has among all outputs."""
+        return {name: s for name, (s, _) in self.described_statistics().items()}
+
+    def described_statistics(self) -> dict[str, tuple[Statistic, tuple[int, ...]]]:
+        """As :meth:`available_statistics`, each with the shape of one row, -1 standing for the members."""
         return {
-            qualified(head.name, s.name, len(self.heads)): s
+            qualified(head.name, s.name, len(self.heads)): (s, s.shape(head.trailing))
             for head in self.heads
             for s in named.available(self.task, self.noise_variance)
         }

@@ -83,13 +83,16 @@ def standard_normal(seed: int, members: range, parameter: str, shape: Sequence[i
     size = math.prod(shape)
     out = torch.empty((len(members), size), dtype=torch.float32, device="cpu")
     words = (size + 1) // 2
-    raw = np.empty((max(1, min(len(members), _BLOCK // max(size, 1))), words), dtype="<u8")
-    for start in range(0, len(members), len(raw)):
-        block = members[start : start + len(raw)]
-        for row, member in enumerate(block):
-            raw[row] = np.random.Philox(key=_key(seed, member, parameter)).random_raw(words)
-        bits = torch.from_numpy(raw[: len(block)].view("<i4").astype(np.int32, copy=False))
-        out[start : start + len(block)] = _normal_from_bits(bits[:, :size].reshape(-1)).view(len(block), size)
+    # Several small rows at a time, or a piece of a large one: the temporaries stay small beside the result.
+    rows, width = max(1, _BLOCK // max(size, 1)), min(words, _BLOCK // 2)
+    for start in range(0, len(members), rows):
+        streams = [np.random.Philox(key=_key(seed, member, parameter)) for member in members[start : start + rows]]
+        for left in range(0, words, max(width, 1)):
+            taken = min(width, words - left)
+            raw = np.stack([stream.random_raw(taken) for stream in streams]).astype("<u8", copy=False)
+            bits = torch.from_numpy(raw.view("<i4").astype(np.int32, copy=False))
+            piece = out[start : start + rows, 2 * left : 2 * (left + taken)]
+            piece.copy_(_normal_from_bits(bits[:, : piece.shape[1]].reshape(-1)).view(piece.shape))
     return out.view(len(members), *shape)
 
 

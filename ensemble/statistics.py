@@ -51,7 +51,7 @@ class Moments:
         if "variance" in self.needs and sample.variance is not None:
             self._add("variance", sample.variance.double().sum(0))
         if "entropy" in self.needs:
-            self._add("entropy", entropy(value).double().sum(0))
+            self._add("entropy", entropy(value.double()).sum(0))
         if "votes" in self.needs:
             votes = torch.nn.functional.one_hot(value.argmax(-1), value.shape[-1])
             self._add("votes", votes.sum(0))

@@ -35,7 +35,8 @@ class Structure:
         """The structure of a value, and its tensors in order.
 
         Raises:
-            ModelError: something in it is neither a tensor, a plain constant, nor a container of those.
+            ModelError: something in it is neither a tensor, a plain constant, nor a container of those; or two
+                tensors have one name.
         """
         names: list[str] = []
         tensors: list[Tensor] = []
@@ -67,6 +68,8 @@ class Structure:
             )
 
         layout = walk(value, "")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ModelError(f"Two tensors would have the name {twice[0]!r}; use keys without dots.")
         return Structure(layout, tuple(names)), tensors
 
     def pack(self, tensors: Sequence[Any]) -> Any:
@@ -89,15 +92,16 @@ class Structure:
         return build(self.layout)
 
     def flatten(self, value: object, alone: str) -> list[Tensor]:
-        """The tensors of a value that must have this structure.
+        """The tensors of a value that must have this structure (a named tuple may stand for a tuple).
 
         Raises:
             ModelError: it has another structure.
         """
         other, tensors = Structure.of(value, alone)
-        if other != self:
+        if other.layout != self.layout:
             raise ModelError(
-                f"The structure differs from the one that was captured: {list(other.names)}, not {list(self.names)}."
+                f"The nesting, or a constant in it, differs from what was captured: {str(other.layout)[:200]}, "
+                f"not {str(self.layout)[:200]}."
             )
         return tensors
 
@@ -128,6 +132,9 @@ class Arguments:
             raise ModelError(f"The example does not fit the model's forward{signature}: {error}.") from None
         values: dict[str, Any] = {}
         positional: list[str] = []
+        # Behind a parameter that was left out, a position would mean another one.
+        order = list(signature.parameters)
+        gap = next((name for name, given in zip(order, bound, strict=False) if name != given), None)
         for name, value in bound.items():
             match signature.parameters[name].kind:
                 case inspect.Parameter.VAR_POSITIONAL:
@@ -139,7 +146,8 @@ class Arguments:
                     values[name] = value
                 case _:
                     values[name] = value
-                    positional.append(name)
+                    if gap is None or order.index(name) < order.index(gap):
+                        positional.append(name)
         structure, _ = Structure.of(values, alone="input")
         return Arguments(tuple(positional), structure)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +40,8 @@ class Gaussian(Perturbation, name="gaussian"):
     exclude: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 <= self.scale < math.inf:
+        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not number or not 0 <= self.scale <= sys.float_info.max:
             raise RecipeError(f"scale must be a finite number ≥ 0, however: {self.scale!r}.")
         object.__setattr__(self, "scale", float(self.scale))
         object.__setattr__(self, "include", as_patterns(self.include, "include"))

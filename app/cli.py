@@ -1,0 +1,59 @@
+"""``ensembled``: one command, its subcommands each in a module of its own.
+
+Only the module of the command that was asked for is imported, so that ``ensembled loadtest`` and every ``--help`` start
+without PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from app.version import VERSION
+
+_COMMANDS = {
+    "serve": ("app.commands.serve", "serve a directory of models over HTTP"),
+    "build": ("app.commands.build", "make an ensemble from a trained model and save it"),
+    "inspect": ("app.commands.inspect", "show what a saved ensemble is, and whether it is intact"),
+    "predict": ("app.commands.predict", "ask a saved ensemble or a running service"),
+    "loadtest": ("app.loadtest.command", "put a running service under load and measure it"),
+}
+
+_DESCRIPTION = "One trained PyTorch model as an ensemble of perturbed members that says how sure it is."
+_EPILOG = """\
+the whole way:
+  ensembled build mymodel.py:trained models/mine/1 --task classification --scale 0.05 --members 128
+  ensembled inspect models/mine/1
+  ensembled serve --models models
+  ensembled predict http://127.0.0.1:8000 rows.npy
+  ensembled loadtest http://127.0.0.1:8000 --rate 100
+
+ensembled COMMAND --help explains each."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        "ensembled", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"ensembled {VERSION}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if words[:1] == [name]:
+            implementation = importlib.import_module(module)
+            implementation.configure(command)
+            command.set_defaults(main=implementation.main)
+    args = parser.parse_args(words)
+    try:
+        status: int = args.main(args)
+        return status
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

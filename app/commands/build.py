@@ -1,0 +1,218 @@
+"""``ensembled build``: from a trained model in Python code to a saved ensemble."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+import ensemble
+from app.commands.reading import ReadingError, read_rows
+from ensemble.perturbation import recipes
+from ensemble.tasks import TASKS
+
+DESCRIPTION = """\
+Make an ensemble of perturbed members of one trained model, check it against the loop over its members, and save it
+where ensembled serve finds it.
+
+SOURCE is FILE.py:NAME or package.module:NAME. NAME is a module, or a function without arguments that returns
+  model                            or
+  (model, example)                 or
+  (model, example, metadata)       or
+  a list of models in place of one: separately trained members, stacked as they are.
+The example is what the model is called with (a tensor, a tuple of positional or a dict of named arguments), the first
+dimension of each tensor being the batch. The file is run, so it must be your own."""
+
+EPILOG = """\
+examples:
+  ensembled build mymodel.py:trained models/mine/1 --task classification --scale 0.05 --members 128
+  ensembled build mymodel.py:Net models/mine/2 --weights net.safetensors --example rows.npy --task regression \\
+      --set exclude='["head.*"]'"""
+
+
+class BuildError(Exception):
+    """The source, or a file beside it, cannot be used; the text says why."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", metavar="SOURCE", help="FILE.py:NAME or package.module:NAME")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new directory MODELS/NAME/VERSION")
+    parser.add_argument("--task", choices=TASKS, default="raw", help="what the outputs are (default: raw)")
+    parser.add_argument("--members", type=int, default=128, metavar="N", help="how many (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the members' noise (default: 0)")
+    parser.add_argument("--recipe", choices=sorted(recipes), default="gaussian", help="how members are made")
+    parser.add_argument("--scale", type=float, help="the recipe's scale: noise relative to each weight")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another setting of the recipe, its value as JSON or plain text; may be repeated",
+    )
+    parser.add_argument("--noise-variance", type=float, help="of a regression's observations, target²")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict to load first: .safetensors or .pt")
+    parser.add_argument("--example", type=Path, metavar="FILE", help="rows to capture the model with: .npy .npz .json")
+    parser.add_argument("--metadata", type=Path, metavar="FILE.json", help="free JSON object to keep with the ensemble")
+    parser.add_argument("--device", default=None, help="where to build (default: where the model is)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="of the weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace an ensemble that is there")
+    parser.add_argument("--no-example", action="store_true", help="store no rows of the example")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Build; 1 if the model cannot be made into an ensemble."""
+    console = Console(stderr=True, highlight=False)
+    try:
+        made = _build(args, console)
+        console.print("checking against the loop over members ...")
+        difference = made.check()
+        made.save(args.out, overwrite=args.overwrite, keep_example=not args.no_example)
+    except (ensemble.EnsembledError, BuildError, ReadingError) as error:
+        console.print(f"ensembled build: {error}", style="red", markup=False)
+        return 1
+    console.print(f"{made}\ndiffers from the loop by {difference:.1e} (relative)\nsaved in {args.out}", markup=False)
+    console.print(f"look at it:  ensembled inspect {args.out}", markup=False)
+    if len(args.out.absolute().parts) > 2:
+        console.print(f"serve it:    ensembled serve --models {args.out.parent.parent}", markup=False)
+    return 0
+
+
+def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
+    console.print(f"running {args.source} ...", markup=False)
+    models, example, metadata = _source(args.source)
+    if args.weights:
+        for model in models:
+            _load_weights(model, args.weights)
+    if args.example:
+        example = _example(args.example)
+    if example is None:
+        raise BuildError("an example is needed: return (model, example) from the source, or give --example FILE")
+    if args.metadata:
+        metadata = _metadata(args.metadata)
+    common: dict[str, Any] = {
+        "example": example,
+        "task": args.task,
+        "noise_variance": args.noise_variance,
+        "metadata": metadata,
+        "device": args.device,
+    }
+    if len(models) > 1:
+        made = ensemble.stack(models, **common)
+        return made.to(dtype=getattr(torch, args.dtype)) if args.dtype else made
+    settings = dict(_setting(text) for text in args.set) | ({} if args.scale is None else {"scale": args.scale})
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"drawing {args.members} members", total=None)
+        return ensemble.perturb(
+            models[0],
+            _recipe(args.recipe, settings),
+            members=args.members,
+            seed=args.seed,
+            dtype=getattr(torch, args.dtype) if args.dtype else None,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            **common,
+        )
+
+
+def _recipe(name: str, settings: dict[str, Any]) -> ensemble.Perturbation:
+    try:
+        return recipes[name].from_settings(settings)
+    except TypeError:
+        # A dataclass says in terms of __init__ what is missing.
+        raise BuildError(f"the recipe {name!r} needs more settings: give --scale, or --set NAME=VALUE") from None
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise BuildError(f"--set takes NAME=VALUE, however: {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _source(text: str) -> tuple[list[nn.Module], Any, dict[str, Any]]:
+    """Models, example (or None) and metadata that a source gives."""
+    where, colon, name = text.rpartition(":")
+    if not colon or not name:
+        raise BuildError(f"SOURCE is FILE.py:NAME or package.module:NAME, however: {text!r}")
+    found = getattr(_module(where), name, None)
+    if found is None:
+        raise BuildError(f"{where} has no {name!r}")
+    try:
+        value = found() if callable(found) and not isinstance(found, nn.Module) else found
+    except Exception as error:
+        raise BuildError(f"{text} failed: {type(error).__name__}: {error}") from error
+    parts = value if isinstance(value, tuple) else (value,)
+    models = list(parts[0]) if isinstance(parts[0], list) else [parts[0]]
+    if not 1 <= len(parts) <= 3 or not models or not all(isinstance(model, nn.Module) for model in models):
+        raise BuildError(f"{text} must give a model, (model, example) or (model, example, metadata)")
+    return models, parts[1] if len(parts) > 1 else None, dict(parts[2]) if len(parts) > 2 else {}
+
+
+def _module(where: str) -> Any:
+    try:
+        if not where.endswith(".py"):
+            sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(where)
+        path = Path(where)
+        if not path.is_file():
+            raise BuildError(f"there is no file {where}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        # What the file imports from beside itself, and classes that look themselves up by their module.
+        sys.path.insert(0, str(path.parent.absolute()))
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        return module
+    except BuildError:
+        raise
+    except Exception as error:
+        raise BuildError(f"{where} cannot be run: {type(error).__name__}: {error}") from error
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        model.load_state_dict(state)
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BuildError(f"the weights in {path} do not fit the model, or cannot be read safely: {text}") from error
+
+
+def _example(path: Path) -> Any:
+    rows = read_rows(path)
+    as_tensors = {name: torch.from_numpy(_trained_dtype(array)) for name, array in rows.items()}
+    return as_tensors[""] if list(as_tensors) == [""] else as_tensors
+
+
+def _trained_dtype(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Files hold float64 by default, models do not."""
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BuildError(f"{path} must hold a JSON object")
+    return found

@@ -1,0 +1,114 @@
+"""``ensembled inspect``: what a saved ensemble is, and whether it is intact."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import ensemble
+from ensemble.artifact import read_manifest
+from ensemble.memory import human
+
+DESCRIPTION = """\
+Show what a saved ensemble is: task, recipe, members, inputs, statistics, weights, memory. It is loaded as the service
+would load it, so every hash is verified, and the vectorised call is checked against the loop over its members."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.description = DESCRIPTION
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="directory of a saved ensemble, such as models/digits/1"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Inspect; 1 if the ensemble is not intact."""
+    try:
+        manifest = read_manifest(args.path)
+        made = ensemble.load(args.path)
+        error = made.check()
+    except ensemble.EnsembledError as problem:
+        print(f"ensembled inspect: {problem}", file=sys.stderr)
+        return 1
+    about = {
+        "path": str(args.path),
+        "created_by": manifest.created_by,
+        "task": made.task,
+        "members": len(made),
+        "seed": made.origin.seed,
+        "recipe": manifest.recipe,
+        "dtype": manifest.dtype,
+        "noise_variance": made.noise_variance,
+        "operations": _operations(made),
+        "checked_against_loop": {"relative_error": error},
+        "bytes_on_disk": sum(entry["bytes"] for entry in manifest.files.values()),
+        "bytes_of_weights": made.members.nbytes,
+        "metadata": made.metadata,
+        "inputs": list(manifest.inputs),
+        "outputs": list(manifest.outputs),
+        "statistics": {
+            name: {"description": s.description, "unit": s.unit, "default": s.default, "shape": [-1, *shape]}
+            for name, (s, shape) in made.described_statistics().items()
+        },
+        "weights": _weights(made),
+    }
+    if args.json:
+        print(json.dumps(about))
+    else:
+        _show(about)
+    return 0
+
+
+def _operations(made: ensemble.Ensemble) -> int:
+    assert made.program.graph is not None
+    return sum(node.op == "call_function" for node in made.program.graph.nodes)
+
+
+def _weights(made: ensemble.Ensemble) -> list[dict[str, Any]]:
+    rows = []
+    for name in made.program.weight_names:
+        own = name in made.members.stacked
+        tensor = made.members.stacked[name][0] if own else made.members.shared[name]
+        size = tensor.numel() * tensor.element_size() * (len(made) if own else 1)
+        rows.append({"name": name, "shape": list(tensor.shape), "members": "own" if own else "shared", "bytes": size})
+    return rows
+
+
+def _show(about: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    facts = Table(title=about["path"], show_header=False)
+    recipe = about["recipe"]
+    made = f"{recipe['name']} {recipe['settings']}" if recipe else "separately trained models"
+    facts.add_row("task", about["task"])
+    facts.add_row("members", f"{about['members']} ({made}, seed {about['seed']})")
+    facts.add_row("weights", f"{human(about['bytes_of_weights'])} in memory as {about['dtype']}")
+    facts.add_row("on disk", f"{human(about['bytes_on_disk'])}, every hash verified")
+    facts.add_row("graph", f"{about['operations']} operations")
+    facts.add_row("check", f"differs from the loop by {about['checked_against_loop']['relative_error']:.1e} (relative)")
+    if about["noise_variance"] is not None:
+        facts.add_row("noise variance", f"{about['noise_variance']:.4g}")
+    facts.add_row("made by", about["created_by"])
+    for key, value in about["metadata"].items():
+        facts.add_row(key, json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value)
+    console.print(facts)
+    for kind in ("inputs", "outputs"):
+        table = Table("name", "dtype", "shape (-1: batch)", title=f"model {kind}")
+        for spec in about[kind]:
+            table.add_row(spec["name"], spec["dtype"], str(spec["shape"]))
+        console.print(table)
+    statistics = Table("statistic", "unit", "shape", "meaning", title="what may be asked (* by default)")
+    for name, s in about["statistics"].items():
+        statistics.add_row(name + (" *" if s["default"] else ""), s["unit"], str(s["shape"]), s["description"])
+    console.print(statistics)
+    weights = Table("weight", "shape", "each member has", "memory", title="weights")
+    for row in about["weights"]:
+        weights.add_row(row["name"], str(row["shape"]), row["members"], human(row["bytes"]))
+    console.print(weights)

@@ -1,0 +1,65 @@
+"""``ensembled serve``: flags made from the settings, and the server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from app import logs
+from app.settings import PREFIX, Settings, SettingsError, load
+
+DESCRIPTION = """\
+Serve every model below a directory (NAME/VERSION/manifest.json) over HTTP: a plain API at /predict and the Open
+Inference Protocol (V2) at /v2. Documentation with working examples is at /docs, metrics at /metrics. SIGTERM and
+Ctrl-C finish what was accepted."""
+
+EPILOG = """\
+Each setting may also come from the environment variable in brackets, or from a TOML file (--config FILE or
+ENSEMBLED_CONFIG) with lines such as max-batch = 32. A flag wins over the environment, which wins over the file.
+
+examples:
+  ensembled serve --models models
+  ENSEMBLED_PORT=9000 ensembled serve --models models --device auto"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each setting."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
+    for name, field in Settings.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        default = "" if field.default in (None, PydanticUndefined) else f"; default: {field.default}"
+        text = f"{field.description} [{PREFIX}{name.upper()}{default}]".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(flag, metavar="VALUE", help=text)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve; 2 if the settings cannot be used."""
+    flags: dict[str, Any] = {n: v for n in Settings.model_fields if (v := getattr(args, n)) is not None}
+    try:
+        settings = load(flags, args.config)
+    except SettingsError as error:
+        print(f"ensembled serve: {error}", file=sys.stderr)
+        return 2
+    logs.configure(settings.log_level, settings.log_format)
+    # PyTorch is imported here, once the settings are known to be good.
+    from app.repository import RepositoryError
+    from app.server import serve
+
+    try:
+        serve(settings)
+    except (RepositoryError, RuntimeError) as error:
+        print(f"ensembled serve: {error}", file=sys.stderr)
+        return 2
+    except SystemExit:
+        # uvicorn's way to say that it could not listen; the reason is in the log.
+        return 2
+    return 0

@@ -1,0 +1,138 @@
+"""What can go wrong with a request: a tree of errors, each with its HTTP status and its public text.
+
+The HTTP answer follows from the class alone, so there is no table that maps errors to answers: whoever finds
+a fault raises the class that names it, and one handler turns any `ServiceError` into `status`, `headers` and
+`body()`. `code` is a short fixed word for metrics. A message is public: it says what was wrong and what would
+be right, and never holds a path, a stack trace or the text of another exception.
+
+    ServiceError
+      BadRequest 400            Unauthorized 401          NotFound 404
+      MethodNotAllowed 405      PayloadTooLarge 413       UnsupportedMediaType 415
+      TooManyRequests 429       InternalError 500         Unavailable 503
+      DeadlineExceeded 504
+"""
+
+# ruff: noqa: N818 - a name says what went wrong, in HTTP's own words; the base class says that it is an error.
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+__all__ = [
+    "BadRequest",
+    "DeadlineExceeded",
+    "InternalError",
+    "MethodNotAllowed",
+    "NotFound",
+    "PayloadTooLarge",
+    "ServiceError",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "UnsupportedMediaType",
+]
+
+# A client told to wait longer than this would rather be told that the service is down.
+_LONGEST_WAIT = 3600
+
+
+class ServiceError(Exception):
+    """Base of every error that has an HTTP answer; raise one of its subclasses."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "service_error"
+
+    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.headers: dict[str, str] = dict(headers or {})
+
+    def body(self) -> dict[str, str]:
+        """The JSON object of the answer, the same for every error of both protocols."""
+        return {"error": self.message}
+
+
+class BadRequest(ServiceError):
+    """The request itself is wrong: sending it again unchanged cannot help."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Unauthorized(ServiceError):
+    """A key is required, and none or a wrong one was given."""
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer", **(headers or {})})
+
+
+class NotFound(ServiceError):
+    """No such path, model or version."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, but not with this method; `allow` lists those that it has."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: Iterable[str] = ()) -> None:
+        methods = ", ".join(allow)
+        super().__init__(message, headers={"Allow": methods} if methods else None)
+
+
+class PayloadTooLarge(ServiceError):
+    """The body, as sent or once inflated, is over the cap."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The content type or content encoding is not one that the path reads."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class TooManyRequests(ServiceError):
+    """The service is at its limit; the same request may succeed after `retry_after` seconds."""
+
+    status = 429
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        # The header holds whole seconds; zero would invite an immediate retry.
+        seconds = max(1, math.ceil(min(retry_after, _LONGEST_WAIT)))
+        super().__init__(message, headers={"Retry-After": str(seconds)})
+
+
+class InternalError(ServiceError):
+    """A fault of the service. Its text is fixed: the log, not the client, is told what happened."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"internal error; the server's log explains it under request id {request_id}")
+        self.request_id = request_id
+
+
+class Unavailable(ServiceError):
+    """The model or the service cannot answer now: loading, unloading or shutting down."""
+
+    status = 503
+    code = "unavailable"
+
+
+class DeadlineExceeded(ServiceError):
+    """The request's deadline passed before its answer was ready."""
+
+    status = 504
+    code = "deadline_exceeded"

@@ -1,0 +1,189 @@
+"""The OpenAPI description, with examples that really work: the loaded models' own inputs and answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from numpy.typing import NDArray
+
+from app.repository import Repository
+from app.served import Served
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_ERRORS = {
+    "400": "the request is wrong; the text says what would be right",
+    "404": "no such model or version",
+    "413": "the body is too large",
+    "429": "too many rows wait; Retry-After says when to come back",
+    "503": "the model is loading, or the service is shutting down",
+}
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "datatype": {"type": "string", "examples": ["FP32"]},
+        "parameters": {"type": "object"},
+        "data": {"type": "array", "items": {}, "description": "row-major, flat or nested"},
+    },
+}
+_PREDICT = {
+    "type": "object",
+    "required": ["inputs"],
+    "additionalProperties": False,
+    "properties": {
+        "inputs": {
+            "description": "a list of rows, or an object with a list of rows for each input",
+            "anyOf": [{"type": "array"}, {"type": "object"}],
+        },
+        "outputs": {"type": "array", "items": {"type": "string"}, "description": "statistics to send back"},
+        "id": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+        "parameters": {"type": "object"},
+    },
+}
+_INFER = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+        "parameters": {"type": "object"},
+        "inputs": {"type": "array", "items": _TENSOR},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}, "parameters": {"type": "object"}},
+            },
+        },
+    },
+}
+# Digits that a person needs in an example.
+_SHOWN = 4
+
+
+def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
+    """Made anew for each request, since models become ready one after the other."""
+    whole = get_openapi(
+        title=app.title,
+        version=app.version,
+        routes=app.routes,
+        summary="One trained model as an ensemble that says how sure it is.",
+        description=_describe(repository),
+    )
+    ready = [entry.model for entry in repository.entries.values() if entry.model is not None]
+    for path, methods in whole["paths"].items():
+        for operation in methods.values():
+            # FastAPI's own validation is not used on bodies; errors look alike everywhere.
+            operation["responses"].pop("422", None)
+            for parameter in operation.get("parameters", []):
+                choices = {m.name if parameter["name"] == "name" else m.version for m in ready}
+                parameter["schema"] = {"type": "string", "examples": sorted(choices)}
+                if len(choices) == 1:
+                    parameter["example"] = next(iter(choices))
+            for status, text in _ERRORS.items():
+                operation["responses"][status] = _json(_ERROR, description=text)
+        if path.endswith("/predict"):
+            _fill(methods["post"], _PREDICT, {m.name: (_predict_request(m), _predict_answer(m)) for m in ready})
+        elif path.endswith("/infer"):
+            _fill(methods["post"], _INFER, {m.name: (_infer_request(m), _infer_answer(m)) for m in ready})
+    return whole
+
+
+def _fill(operation: dict[str, Any], schema: dict[str, Any], examples: dict[str, tuple[Any, Any]]) -> None:
+    operation["requestBody"] = {
+        **_json(schema, {name: request for name, (request, _) in examples.items()}),
+        "required": True,
+    }
+    operation["responses"]["200"] = _json(
+        {"type": "object"}, {name: answer for name, (_, answer) in examples.items()}, "the model's answer"
+    )
+
+
+def _json(
+    schema: dict[str, Any], examples: dict[str, Any] | None = None, description: str | None = None
+) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": schema}
+    if examples:
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return {"content": {"application/json": content}, **({"description": description} if description else {})}
+
+
+def _describe(repository: Repository) -> str:
+    lines = ["Models of this service:", ""]
+    for entry in repository.entries.values():
+        if (model := entry.model) is None:
+            lines.append(f"- **{entry.name}** (version {entry.version}): {entry.reason}")
+            continue
+        about = model.ensemble.metadata.get("description", "")
+        inputs = ", ".join(f"`{s.name}` {s.datatype} {list(s.shape)}" for s in model.inputs)
+        lines.append(
+            f"- **{entry.name}** (version {entry.version}): {len(model.ensemble)} members, task "
+            f"{model.ensemble.task}. {about} Takes {inputs}."
+        )
+    lines += ["", "| output | meaning | unit | of |", "| --- | --- | --- | --- |"]
+    outputs: dict[tuple[str, str, str], list[str]] = {}
+    for entry in repository.entries.values():
+        for output in entry.model.outputs.values() if entry.model else []:
+            outputs.setdefault((output.name, output.description, output.unit), []).append(entry.name)
+    lines += [f"| `{n}` | {d} | {u} | {', '.join(names)} |" for (n, d, u), names in outputs.items()]
+    return "\n".join(lines)
+
+
+def _predict_request(model: Served) -> dict[str, Any]:
+    rows = {name: _numbers(array) for name, array in model.example_inputs.items()}
+    return {
+        "inputs": next(iter(rows.values())) if len(rows) == 1 else rows,
+        "outputs": list(model.defaults),
+    }
+
+
+def _predict_answer(model: Served) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "version": model.version,
+        **model.details,
+        "outputs": {name: _numbers(array) for name, array in model.example_outputs.items()},
+    }
+
+
+def _infer_request(model: Served) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {
+                "name": spec.name,
+                "shape": list(model.example_inputs[spec.name].shape),
+                "datatype": spec.datatype,
+                "data": _numbers(model.example_inputs[spec.name].reshape(-1)),
+            }
+            for spec in model.inputs
+        ],
+        "outputs": [{"name": name} for name in model.defaults],
+    }
+
+
+def _infer_answer(model: Served) -> dict[str, Any]:
+    return {
+        "model_name": model.name,
+        "model_version": model.version,
+        "parameters": model.details,
+        "outputs": [
+            {
+                "name": name,
+                "datatype": model.outputs[name].datatype,
+                "shape": list(array.shape),
+                "data": _numbers(array.reshape(-1)),
+            }
+            for name, array in model.example_outputs.items()
+        ],
+    }
+
+
+def _numbers(array: NDArray[Any]) -> Any:
+    if np.issubdtype(array.dtype, np.floating):
+        return np.round(array.astype(np.float64), _SHOWN).tolist()
+    return array.tolist()

@@ -1,0 +1,41 @@
+"""The codec of the service: bytes to checked arrays and back, as pure functions without I/O.
+
+Every client error ends here, as a `BadRequest` that says what was wrong and what would be right, so nothing
+past this package meets a malformed request. Two APIs are read, V2 (`v2`) and a plain one for people
+(`plain`), to one and the same `InferRequest`.
+"""
+
+from app.protocol.datatypes import (
+    DATATYPES,
+    Datatype,
+    bfloat16_bits,
+    bfloat16_values,
+    datatype_of,
+)
+from app.protocol.document import parse_json
+from app.protocol.plain import decode_predict, encode_predict
+from app.protocol.request import InferRequest, RequestedOutput
+from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, array_to_json
+from app.protocol.v2 import HEADER_LENGTH, EncodedResponse, decode_infer, encode_infer, parse_header_length
+
+__all__ = [
+    "DATATYPES",
+    "HEADER_LENGTH",
+    "Datatype",
+    "EncodedResponse",
+    "InferRequest",
+    "RequestedOutput",
+    "TensorSpec",
+    "array_from_bytes",
+    "array_from_json",
+    "array_to_json",
+    "bfloat16_bits",
+    "bfloat16_values",
+    "datatype_of",
+    "decode_infer",
+    "decode_predict",
+    "encode_infer",
+    "encode_predict",
+    "parse_header_length",
+    "parse_json",
+]

@@ -1,0 +1,105 @@
+"""What both APIs decode a body to, an `InferRequest`, and the fields that both read in the same way.
+
+Both APIs share one path through the service: from here on nobody knows which of them a request came by, but
+for whether an output goes back as JSON or as bytes. Optional fields that are null count as absent, since many
+clients write all their fields.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from app.errors import BadRequest
+from app.protocol.tensors import TensorSpec
+from app.protocol.wording import describe, listing, quote
+
+__all__ = [
+    "InferRequest",
+    "RequestedOutput",
+    "check_output_name",
+    "common_rows",
+    "optional_object",
+    "read_id",
+]
+
+# Ids are echoed in answers and written to logs, hence an allow-list.
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """One output that the client wants, and whether as bytes rather than JSON."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class InferRequest:
+    """A decoded request for one inference.
+
+    Attributes:
+        id: the client's own name for the request, echoed in the answer.
+        inputs: one array for each input of the model, of its datatype (BF16 as uint16 bit patterns). Arrays
+            that came as bytes are read-only and may be unaligned.
+        outputs: what to send back, in the order asked for.
+        parameters: the client's parameters, but for those that only the protocol reads. Not yet checked.
+        rows: the size of the batch, which all inputs share.
+    """
+
+    id: str | None
+    inputs: dict[str, NDArray[Any]]
+    outputs: tuple[RequestedOutput, ...]
+    rows: int
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def read_id(document: dict[str, Any]) -> str | None:
+    """The request's id; numbers count as their text, an empty text as no id."""
+    value = document.get("id")
+    if value is None or value == "":
+        return None
+    text = str(value) if type(value) in (int, float) else value
+    if not isinstance(text, str) or not _ID.fullmatch(text):
+        raise BadRequest(f"id must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -, however: {describe(value)}")
+    return text
+
+
+def optional_object(holder: dict[str, Any], key: str, subject: str) -> dict[str, Any]:
+    """The object under a key, or an empty one where there is none."""
+    value = holder.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"{subject} must be an object, however: {describe(value)}")
+    return value
+
+
+def check_output_name(name: object, allowed: Collection[str], taken: Collection[str]) -> str:
+    """An output's name, once it is known to be the model's and asked for only once."""
+    if not isinstance(name, str):
+        raise BadRequest(f"an output's name must be text, however: {describe(name)}")
+    if name not in allowed:
+        raise BadRequest(f"output must be one of {listing(allowed)}, however: {quote(name)}")
+    if name in taken:
+        raise BadRequest(f"output {name!r} must be asked for only once")
+    return name
+
+
+def common_rows(inputs: dict[str, NDArray[Any]], specs: Sequence[TensorSpec]) -> int:
+    """The number of rows, once all inputs of the model are known to be there and to have the same."""
+    missing = [spec.name for spec in specs if spec.name not in inputs]
+    if missing:
+        raise BadRequest(f"all inputs of the model must be given, however: {listing(missing)} missing")
+    first, *others = inputs.items()
+    rows = len(first[1])
+    for name, array in others:
+        if len(array) != rows:
+            raise BadRequest(
+                f"all inputs must have the same number of rows, however: {first[0]!r} has {rows} and "
+                f"{name!r} has {len(array)}"
+            )
+    return rows

@@ -1,0 +1,206 @@
+"""The Open Inference Protocol (V2) over REST: the body of an infer request to arrays.
+
+A body is a JSON document, alone or followed by raw tensors. In the second case a header says how long the
+JSON is, each input that is raw says how many bytes it takes (`parameters.binary_data_size`) and has no
+`data`, and the bytes follow in the order of the inputs, with none missing and none left over. Both kinds of
+input mix. If the header says zero, the whole body is the one input of the model: a batch of one.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from app.errors import BadRequest
+from app.protocol.document import parse_json
+from app.protocol.request import (
+    InferRequest,
+    RequestedOutput,
+    check_output_name,
+    common_rows,
+    optional_object,
+    read_id,
+)
+from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, checked_shape
+from app.protocol.v2_answer import HEADER_LENGTH, EncodedResponse, encode_infer
+from app.protocol.wording import describe, listing, quote
+
+__all__ = ["HEADER_LENGTH", "EncodedResponse", "decode_infer", "encode_infer", "parse_header_length"]
+
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
+# Extensions that change what an output holds or where it goes: to ignore them would be to answer wrongly.
+_REFUSED_OUTPUT_PARAMETERS = ("classification", "shared_memory_region")
+
+
+def parse_header_length(value: str | None) -> int | None:
+    """The length of the JSON as the header gives it; None without the header, when all the body is JSON."""
+    if value is None:
+        return None
+    if not _LENGTH.fullmatch(value.strip(" \t")):
+        raise BadRequest(f"{HEADER_LENGTH} must be a number of bytes, 0 or more, however: {quote(value)}")
+    return int(value)
+
+
+def decode_infer(
+    body: bytes,
+    specs: Sequence[TensorSpec],
+    outputs: Collection[str],
+    default_outputs: Sequence[str],
+    json_length: int | None = None,
+) -> InferRequest:
+    """Decodes an infer request; every way in which it can be wrong is a `BadRequest`.
+
+    Args:
+        body: the whole body, no longer compressed.
+        specs: what the model takes.
+        outputs: the names that the client may ask for.
+        default_outputs: what a client that asks for nothing gets.
+        json_length: what `parse_header_length` gave.
+    """
+    if json_length == 0:
+        return _decode_raw(body, specs, default_outputs)
+    text, tail = _split(body, json_length)
+    document = parse_json(text)
+    parameters = dict(optional_object(document, "parameters", "parameters"))
+    binary_default = _read_flag(parameters.pop("binary_data_output", None), "parameters.binary_data_output", False)
+    request_id = read_id(document)
+    requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default)
+    may_hold_booleans = b"true" in text or b"false" in text
+    inputs = _read_inputs(document.get("inputs"), specs, tail, json_length is not None, may_hold_booleans)
+    return InferRequest(request_id, inputs, requested, common_rows(inputs, specs), parameters)
+
+
+def _split(body: bytes, json_length: int | None) -> tuple[bytes, memoryview]:
+    if json_length is None:
+        return body, memoryview(b"")
+    if not 0 <= json_length <= len(body):
+        raise BadRequest(f"{HEADER_LENGTH} must be at most the body's {len(body)} bytes, however: {json_length}")
+    return body[:json_length], memoryview(body)[json_length:]
+
+
+def _decode_raw(body: bytes, specs: Sequence[TensorSpec], default_outputs: Sequence[str]) -> InferRequest:
+    if len(specs) != 1:
+        raise BadRequest(
+            f"{HEADER_LENGTH} may be 0 only for a model with one input, however: this one takes "
+            f"{listing(spec.name for spec in specs)}"
+        )
+    (spec,) = specs
+    sizes = list(spec.shape[1:])
+    if sizes.count(-1) > 1:
+        raise BadRequest(f"{spec.subject} has several variable dimensions; send it with a JSON part that has its shape")
+    if -1 in sizes:
+        known = -math.prod(sizes) * spec.type.size
+        if known == 0 or not body or len(body) % known:
+            raise BadRequest(
+                f"{spec.subject} must have bytes for one row of {spec.layout}, a multiple of {known}, "
+                f"however: {len(body)}"
+            )
+        sizes[sizes.index(-1)] = len(body) // known
+    array = array_from_bytes(memoryview(body), spec.type, (1, *sizes), subject=spec.subject)
+    outputs = tuple(RequestedOutput(name, True) for name in default_outputs)
+    return InferRequest(None, {spec.name: array}, outputs, 1)
+
+
+def _read_inputs(
+    entries: object,
+    specs: Sequence[TensorSpec],
+    tail: memoryview,
+    has_tail: bool,
+    may_hold_booleans: bool,
+) -> dict[str, NDArray[Any]]:
+    if not isinstance(entries, list) or not entries:
+        raise BadRequest(
+            f"inputs must be a list of objects with name, shape, datatype, data, however: {describe(entries)}"
+        )
+    by_name = {spec.name: spec for spec in specs}
+    arrays: dict[str, NDArray[Any]] = {}
+    used = 0
+    for entry in entries:
+        spec = _read_spec(entry, by_name)
+        if spec.name in arrays:
+            raise BadRequest(f"{spec.subject} must be given only once")
+        size = _read_binary_size(entry, spec, has_tail)
+        if size is None:
+            data = entry.get("data")
+            if data is None:
+                raise BadRequest(f"{spec.subject} must have data, or parameters.binary_data_size and bytes")
+            arrays[spec.name] = array_from_json(data, spec, _shape_of(entry, spec), may_hold_booleans=may_hold_booleans)
+            continue
+        if size > len(tail) - used:
+            raise BadRequest(
+                f"{spec.subject} must be followed by the {size} bytes of its binary_data_size, "
+                f"however: {len(tail) - used} are left of the body"
+            )
+        shape = checked_shape(_shape_of(entry, spec), spec)
+        arrays[spec.name] = array_from_bytes(tail[used : used + size], spec.type, shape, subject=spec.subject)
+        used += size
+    if used != len(tail):
+        raise BadRequest(
+            f"the body must end with the last binary tensor, however: {len(tail) - used} bytes are left over"
+        )
+    return arrays
+
+
+def _read_spec(entry: object, by_name: Mapping[str, TensorSpec]) -> TensorSpec:
+    if not isinstance(entry, dict):
+        raise BadRequest(f"inputs must hold objects with name, shape, datatype and data, however: {describe(entry)}")
+    name = entry.get("name")
+    if not isinstance(name, str) or name not in by_name:
+        raise BadRequest(f"input must have a name that is one of {listing(by_name)}, however: {describe(name)}")
+    spec = by_name[name]
+    datatype = entry.get("datatype")
+    if datatype != spec.datatype:
+        hint = "; BYTES is not served, as models here take numbers" if datatype == "BYTES" else ""
+        raise BadRequest(f"{spec.subject} must have datatype {spec.datatype}, however: {describe(datatype)}{hint}")
+    return spec
+
+
+def _shape_of(entry: dict[str, Any], spec: TensorSpec) -> list[Any]:
+    shape = entry.get("shape")
+    if not isinstance(shape, list):
+        raise BadRequest(f"{spec.subject} must have a shape such as {spec.layout}, however: {describe(shape)}")
+    return shape
+
+
+def _read_binary_size(entry: dict[str, Any], spec: TensorSpec, has_tail: bool) -> int | None:
+    size = optional_object(entry, "parameters", f"parameters of {spec.subject}").get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or size < 0:
+        raise BadRequest(f"binary_data_size of {spec.subject} must be a number of bytes, however: {describe(size)}")
+    if entry.get("data") is not None:
+        raise BadRequest(f"{spec.subject} must have either data or binary_data_size, however: both")
+    if not has_tail:
+        raise BadRequest(f"{spec.subject} has binary_data_size, so the request must have the header {HEADER_LENGTH}")
+    return size
+
+
+def _read_outputs(
+    entries: object, allowed: Collection[str], defaults: Sequence[str], binary_default: bool
+) -> tuple[RequestedOutput, ...]:
+    if entries is None or entries == []:
+        return tuple(RequestedOutput(name, binary_default) for name in defaults)
+    if not isinstance(entries, list):
+        raise BadRequest(f"outputs must be a list of objects with a name, however: {describe(entries)}")
+    requested: dict[str, RequestedOutput] = {}
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise BadRequest(f"outputs must hold objects with a name, however: {describe(entry)}")
+        name = check_output_name(entry.get("name"), allowed, requested)
+        parameters = optional_object(entry, "parameters", f"parameters of output {name!r}")
+        for refused in _REFUSED_OUTPUT_PARAMETERS:
+            if refused in parameters:
+                raise BadRequest(f"output {name!r} must be asked for without {refused}, which is not served here")
+        binary = _read_flag(parameters.get("binary_data"), f"binary_data of output {name!r}", binary_default)
+        requested[name] = RequestedOutput(name, binary)
+    return tuple(requested.values())
+
+
+def _read_flag(value: object, subject: str, default: bool) -> bool:
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise BadRequest(f"{subject} must be true or false, however: {describe(value)}")
+    return value

@@ -1,0 +1,1 @@
+"""Thin handlers: parse, ask, answer."""

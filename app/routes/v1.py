@@ -1,0 +1,58 @@
+"""The plain API for people: rows in, named numbers out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.protocol import decode_predict, encode_predict
+from app.routes.common import body_of, chosen_model, json_response, service_of
+from app.routes.v2 import metadata
+
+router = APIRouter(tags=["Plain"])
+
+
+@router.post("/predict", summary="Ask the default model")
+async def predict_default(request: Request) -> Response:
+    return await _predict(request)
+
+
+@router.post("/v1/models/{name}/predict", summary="Ask a model")
+@router.post("/v1/models/{name}/versions/{version}/predict", summary="Ask a version of a model")
+async def predict(request: Request, name: str, version: str | None = None) -> Response:
+    return await _predict(request, name, version)
+
+
+@router.get("/v1/models", summary="Every model and its state")
+async def models(request: Request) -> Response:
+    entries = service_of(request).repository.entries.values()
+    return json_response(
+        {"models": [{"name": e.name, "version": e.version, "state": e.state, "reason": e.reason} for e in entries]}
+    )
+
+
+@router.get("/v1/models/{name}", summary="All that is known of a model")
+async def describe(request: Request, name: str) -> Response:
+    model = chosen_model(request, name)
+    made = model.ensemble
+    recipe = made.origin.recipe
+    about: dict[str, Any] = {
+        **metadata(model),
+        "recipe": {"name": recipe.name, **recipe.settings()} if recipe else None,
+        "metadata": made.metadata,
+        "device": str(made.device),
+        "dtype": str(made.dtype).removeprefix("torch."),
+        "weight_bytes": made.members.nbytes,
+        "checked_against_loop": {"relative_error": model.error},
+        "measured_ms": {str(rows): round(1000 * seconds, 3) for rows, seconds in model.seconds.items()},
+    }
+    return json_response(about)
+
+
+async def _predict(request: Request, name: str | None = None, version: str | None = None) -> Response:
+    model = chosen_model(request, name, version)
+    asked = decode_predict(await body_of(request), model.inputs, model.outputs, model.defaults)
+    arrays = await service_of(request).answer(model, asked)
+    body = encode_predict(model.name, model.version, asked, arrays, model.details)
+    return Response(body, media_type="application/json")

@@ -1,0 +1,94 @@
+"""The Open Inference Protocol (V2) over REST."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.errors import Unavailable
+from app.protocol import HEADER_LENGTH, decode_infer, encode_infer, parse_header_length
+from app.repository import Entry
+from app.routes.common import body_of, chosen_model, json_response, service_of
+from app.served import Served
+from app.version import VERSION
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol (V2)"])
+
+EXTENSIONS = ["binary_tensor_data"]
+# Triton's clients take the bare word "ensemble" for a pipeline of models.
+PLATFORM = "pytorch_ensemble"
+
+
+@router.get("", summary="Server metadata")
+async def server_metadata() -> Response:
+    return json_response({"name": "ensembled", "version": VERSION, "extensions": EXTENSIONS})
+
+
+@router.get("/health/live", summary="Is the process alive?")
+async def live() -> Response:
+    return json_response({"live": True})
+
+
+@router.get("/health/ready", summary="Is every model loaded, checked and warm?")
+async def ready(request: Request) -> Response:
+    repository = service_of(request).repository
+    if repository.ready:
+        return json_response({"ready": True})
+    waiting = {e.name: e.reason for e in repository.entries.values() if e.state != "READY"}
+    return json_response({"ready": False, "error": "not ready", "models": waiting}, 503)
+
+
+@router.post("/repository/index", summary="Models that are there, and their state")
+async def index(request: Request) -> Response:
+    entries = service_of(request).repository.entries.values()
+    return json_response(
+        [{"name": e.name, "version": e.version, "state": e.state, "reason": e.reason} for e in entries]
+    )
+
+
+@router.get("/models/{name}", summary="Model metadata")
+@router.get("/models/{name}/versions/{version}", summary="Model metadata of a version")
+async def model_metadata(request: Request, name: str, version: str | None = None) -> Response:
+    return json_response(metadata(chosen_model(request, name, version)))
+
+
+@router.get("/models/{name}/ready", summary="Can this model answer?")
+@router.get("/models/{name}/versions/{version}/ready", summary="Can this version answer?")
+async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
+    entry: Entry = service_of(request).repository.entry(name, version)
+    if entry.state != "READY":
+        raise Unavailable(f"model {entry.name!r} is not ready: {entry.reason}")
+    return json_response({"name": entry.name, "version": entry.version, "ready": True})
+
+
+@router.post("/models/{name}/infer", summary="Infer")
+@router.post("/models/{name}/versions/{version}/infer", summary="Infer with a version")
+async def infer(request: Request, name: str, version: str | None = None) -> Response:
+    model = chosen_model(request, name, version)
+    length = parse_header_length(request.headers.get(HEADER_LENGTH))
+    asked = decode_infer(await body_of(request), model.inputs, model.outputs, model.defaults, length)
+    arrays = await service_of(request).answer(model, asked)
+    datatypes = {name: output.datatype for name, output in model.outputs.items()}
+    encoded = encode_infer(model.name, model.version, asked, arrays, datatypes, model.details)
+    return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
+
+
+def metadata(model: Served) -> dict[str, Any]:
+    """The protocol's model metadata; what this service adds to it stands under ``parameters``."""
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": PLATFORM,
+        "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in model.inputs],
+        "outputs": [
+            {
+                "name": o.name,
+                "datatype": o.datatype,
+                "shape": list(o.shape),
+                "parameters": {"description": o.description, "unit": o.unit, "default": o.default},
+            }
+            for o in model.outputs.values()
+        ],
+        "parameters": {**model.details, "task": model.ensemble.task},
+    }

@@ -1,0 +1,97 @@
+"""What every route needs: the settings, the models, the batcher, the metrics, in one place.
+
+The way of a request: a route reads the body, the protocol decodes it, :meth:`Service.answer` waits in the batcher for
+the engine, the protocol encodes. Nothing else touches a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+import torch
+
+from app.batching import Batcher
+from app.engine import Engine, pick_device
+from app.errors import BadRequest, TooManyRequests
+from app.metrics import Metrics
+from app.protocol import InferRequest
+from app.repository import Repository
+from app.served import Arrays, Served
+from app.settings import Settings
+
+log = logging.getLogger("app.service")
+
+
+class Service:
+    """One running service.
+
+    Args:
+        settings: what it was started with.
+
+    Raises:
+        RepositoryError: there is no model to serve.
+        RuntimeError: the device is not there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.engine = Engine(settings.threads)
+        self.repository = Repository(
+            settings.models,
+            self.engine,
+            device=pick_device(settings.device),
+            dtype=getattr(torch, settings.dtype) if settings.dtype else None,
+            max_batch=settings.max_batch,
+            default=settings.default_model,
+        )
+        self.repository.on_change = self._models_changed
+        self.batcher = Batcher(
+            self._run, max_rows=settings.max_batch, max_queued_rows=settings.max_queue, observer=self.metrics
+        )
+        self._loading: asyncio.Task[None] | None = None
+        self._models_changed()
+
+    def start(self) -> None:
+        """Begin to load models and to answer; returns at once."""
+        self.batcher.start()
+        self._loading = asyncio.create_task(self.repository.load_all(), name="loading")
+
+    async def stop(self) -> None:
+        """Finish what was accepted, and end."""
+        if self._loading is not None:
+            self._loading.cancel()
+        await self.batcher.close()
+        self.engine.close()
+        log.info("stopped")
+
+    async def answer(self, model: Served, request: InferRequest) -> Arrays:
+        """The outputs that a request asked for.
+
+        Raises:
+            BadRequest: more rows than the service ever takes at once.
+            TooManyRequests, Unavailable: it cannot be taken now.
+        """
+        if request.rows > self.settings.max_queue:
+            raise BadRequest(f"a request may have {self.settings.max_queue} rows at most, however: {request.rows}")
+        try:
+            return await self.batcher.submit(
+                model, request.inputs, tuple(o.name for o in request.outputs), request.rows
+            )
+        except TooManyRequests:
+            self.metrics.rejected.labels("queue_full").inc()
+            raise
+
+    async def _run(self, model: Served, inputs: Arrays, outputs: Collection[str]) -> Arrays:
+        return await self.engine.run(model.infer, inputs, outputs)
+
+    def _models_changed(self) -> None:
+        self.metrics.ready.set(self.repository.ready)
+        for entry in self.repository.entries.values():
+            labels = (entry.name, entry.version)
+            self.metrics.model_ready.labels(*labels).set(entry.state == "READY")
+            if entry.model is not None:
+                self.metrics.members.labels(*labels).set(len(entry.model.ensemble))
+                self.metrics.weights.labels(*labels).set(entry.model.ensemble.members.nbytes)

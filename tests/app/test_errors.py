@@ -1,0 +1,62 @@
+import json
+
+import pytest
+
+from app import errors
+
+PLAIN = {
+    errors.BadRequest: (400, "bad_request"),
+    errors.Unauthorized: (401, "unauthorized"),
+    errors.NotFound: (404, "not_found"),
+    errors.MethodNotAllowed: (405, "method_not_allowed"),
+    errors.PayloadTooLarge: (413, "payload_too_large"),
+    errors.UnsupportedMediaType: (415, "unsupported_media_type"),
+    errors.TooManyRequests: (429, "too_many_requests"),
+    errors.InternalError: (500, "internal_error"),
+    errors.Unavailable: (503, "unavailable"),
+    errors.DeadlineExceeded: (504, "deadline_exceeded"),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_the_answer_follows_from_the_class(kind):
+    error = kind("words")
+    assert isinstance(error, errors.ServiceError)
+    assert (error.status, error.code) == PLAIN[kind]
+    assert json.loads(json.dumps(error.body())) == {"error": error.message}
+    assert str(error) == error.message
+    assert "words" in error.message
+
+
+def test_all_lists_every_error_and_nothing_else():
+    defined = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert set(errors.__all__) == defined == {kind.__name__ for kind in PLAIN} | {"ServiceError"}
+
+
+def test_headers_belong_to_one_error():
+    first = errors.Unavailable("x", headers={"Retry-After": "3"})
+    assert first.headers == {"Retry-After": "3"}
+    assert errors.Unavailable("x").headers == {}
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (-3, "1"), (0.2, "1"), (1.01, "2"), (1e12, "3600")])
+def test_retry_after_is_in_whole_seconds_and_bounded(seconds, header):
+    assert errors.TooManyRequests("busy", retry_after=seconds).headers == {"Retry-After": header}
+
+
+def test_unauthorized_names_the_scheme_and_keeps_other_headers():
+    error = errors.Unauthorized("no key", headers={"X-A": "b"})
+    assert error.headers == {"WWW-Authenticate": "Bearer", "X-A": "b"}
+
+
+def test_method_not_allowed_lists_methods():
+    assert errors.MethodNotAllowed("no", allow=["GET", "HEAD"]).headers == {"Allow": "GET, HEAD"}
+    assert errors.MethodNotAllowed("no").headers == {}
+
+
+def test_an_internal_error_says_nothing_but_the_request_id():
+    a, b = errors.InternalError("r-1"), errors.InternalError("r-2")
+    assert a.request_id == "r-1"
+    assert a.message.replace("r-1", "r-2") == b.message
