@@ -8,6 +8,7 @@ ens.save("models/digits/1")
 """
 
 from ensemble.artifact import load
+from ensemble.compatibility import compatibility
 from ensemble.construct import perturb, stack
 from ensemble.ensemble import Ensemble
 from ensemble.errors import (
@@ -22,6 +23,8 @@ from ensemble.errors import (
 )
 from ensemble.perturbation import Perturbation
 from ensemble.perturbation.gaussian import Gaussian
+from ensemble.perturbation.low_rank import LowRank
+from ensemble.perturbation.rank_one import Rank1
 from ensemble.prediction import Prediction
 
 __all__ = [
@@ -31,12 +34,15 @@ __all__ = [
     "ExportError",
     "Gaussian",
     "InputError",
+    "LowRank",
     "MemoryLimitError",
     "ModelError",
     "Perturbation",
     "Prediction",
+    "Rank1",
     "RecipeError",
     "StatisticError",
+    "compatibility",
     "load",
     "perturb",
     "stack",

@@ -8,40 +8,40 @@ came out the same. Nothing in it is code or a pickle, and nothing is believed be
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from ensemble import members as member_weights
 from ensemble.ensemble import Ensemble, Origin
-from ensemble.errors import ArtifactError, EnsembledError, ModelError
+from ensemble.errors import ArtifactError, MemoryLimitError, ModelError
+from ensemble.files import MAX_JSON_BYTES, parse_json, parse_tensors, read_plain, read_verified, write_directory
 from ensemble.manifest import (
     FORMAT_VERSION,
     MANIFEST,
+    MIXED,
     Manifest,
     dtype_named,
     read_program,
     write_program,
 )
 from ensemble.members import Members, Progress
+from ensemble.memory import available, human
+from ensemble.perturbation import Perturbation
+from ensemble.program import Program, plain
+from ensemble.structured import LEFT, RIGHT
 
 GRAPH, WEIGHTS, EXAMPLE = "graph.json", "weights.safetensors", "example.safetensors"
 # Stacked weights, weights as trained, and state that the graph does not read, side by side in one file.
 _STACKED, _SINGLE, _UNUSED = "stacked/", "weight/", "unused/"
-_MAX_JSON_BYTES = 256 * 2**20
 
 
 def save(
@@ -55,27 +55,20 @@ def save(
         raise ArtifactError(f"{target} exists; save somewhere else, or with overwrite=True.")
     if target.exists() and not (target / MANIFEST).is_file():
         raise ArtifactError(f"{target} is not a saved ensemble, so it is not replaced.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and renamed into it, so that nobody ever loads half an ensemble.
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    _check_replayable(ensemble)
+    files = {
+        GRAPH: json.dumps(write_program(ensemble.program, ensemble.origin.state_names)).encode(),
+        WEIGHTS: write_tensors(_tensors(ensemble)),
+    }
+    if keep_example and ensemble.origin.example:
+        rows = zip(ensemble.program.inputs, ensemble.origin.example, strict=True)
+        files[EXAMPLE] = write_tensors({spec.name: tensor.contiguous() for spec, tensor in rows})
+    files[MANIFEST] = _manifest(ensemble, files).to_bytes()
     try:
-        files = {
-            GRAPH: json.dumps(write_program(ensemble.program, ensemble.origin.state_names)).encode(),
-            WEIGHTS: write_tensors(_tensors(ensemble)),
-        }
-        if keep_example:
-            names = [spec.name for spec in ensemble.program.inputs]
-            rows = zip(names, ensemble.origin.example, strict=False)
-            files[EXAMPLE] = write_tensors({name: tensor.contiguous() for name, tensor in rows})
-        manifest = _manifest(ensemble, files)
-        for name, content in {**files, MANIFEST: manifest.to_bytes()}.items():
-            (staging / name).write_bytes(content)
-        staging.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_directory(target, files)
+    except OSError as error:
+        raise ArtifactError(f"{target} cannot be written: {error.strerror or error}.") from error
 
 
 def load(
@@ -100,28 +93,26 @@ def load(
     """
     directory = Path(path)
     manifest = read_manifest(directory)
-    contents = {name: _verified(directory, name, entry) for name, entry in manifest.files.items()}
+    contents = {name: read_verified(directory, name, entry) for name, entry in manifest.files.items()}
     for name in (GRAPH, WEIGHTS):
         if name not in contents:
             raise ArtifactError(f"{MANIFEST} lists no {name}; the ensemble is incomplete. Build it again.")
-    tensors = _read_tensors(WEIGHTS, contents[WEIGHTS])
+    tensors = parse_tensors(WEIGHTS, contents[WEIGHTS])
     place = torch.device(device)
-    shapes = _by_prefix(tensors, _SINGLE) | {n: t[0] for n, t in _by_prefix(tensors, _STACKED).items() if t.ndim}
-    try:
-        program, state_names = read_program(_parse(GRAPH, contents[GRAPH]), shapes, place)
-    except ArtifactError:
-        raise
-    except (RuntimeError, ValueError, TypeError, KeyError, SyntaxError, EnsembledError) as error:
-        raise ArtifactError(f"{GRAPH} cannot be read ({type(error).__name__}); build the ensemble again.") from error
-    kept = dtype or dtype_named(manifest.dtype)
-    members, reference = _members(manifest, tensors, place, kept, progress)
-    dtypes = {name: w.dtype for name, w in {**members.shared, **members.stacked}.items()}
-    example = _read_tensors(EXAMPLE, contents[EXAMPLE]) if EXAMPLE in contents else {}
+    saved = None if manifest.dtype == MIXED else dtype_named(manifest.dtype)
+    program, state_names = _program(parse_json(GRAPH, contents[GRAPH]), _check_tensors(manifest, tensors, saved), place)
+    unused = _by_prefix(tensors, _UNUSED)
+    known = {*program.weight_names, *unused}
+    if lost := [name for name in state_names if program.aliases.get(name, name) not in known]:
+        raise ArtifactError(f"{WEIGHTS} lacks a part of the state dict: {lost[:5]}. Build the ensemble again.")
+    members, reference = _members(manifest, program, tensors, place, dtype or saved, progress)
+    dtypes = members.dtypes
+    example = parse_tensors(EXAMPLE, contents[EXAMPLE]) if EXAMPLE in contents else {}
     origin = Origin(
         recipe=manifest.make_recipe(),
         seed=manifest.seed,
         reference=reference,
-        unused=_by_prefix(tensors, _UNUSED),
+        unused=unused,
         state_names=state_names,
         example=_example(program.inputs, example),
     )
@@ -136,8 +127,56 @@ def load(
         )
     except ModelError as error:
         raise ArtifactError(f"{MANIFEST} does not fit {GRAPH}: {error}") from error
-    made.try_dtype()
+    try:
+        made.try_one()
+    except ModelError as error:
+        if dtype is not None:
+            raise
+        raise ArtifactError(f"{GRAPH} is damaged: {error} Build the ensemble again.") from error
     return made
+
+
+def _program(data: Any, weights: Mapping[str, Tensor], device: torch.device) -> tuple[Program, tuple[str, ...]]:
+    """The program, rehearsed without data, so that it is known to hold together and what it would allocate."""
+    try:
+        program, state_names = read_program(data, weights, device)
+        largest = program.largest_bytes
+    except ArtifactError:
+        raise
+    except Exception as error:
+        # What was rehearsed is a graph from a file: it may raise anything.
+        line = next(iter(str(error).splitlines()), "")
+        raise ArtifactError(
+            f"{GRAPH} is damaged: {type(error).__name__} {line[:200]}. Build the ensemble again."
+        ) from error
+    free = available(device)
+    if free is not None and largest > free:
+        raise MemoryLimitError(
+            f"{GRAPH} makes a value of {human(largest)} for one row of one member on {device}, of which {human(free)} "
+            "is free. Use a machine with more, or a smaller model."
+        )
+    return program, state_names
+
+
+def _check_tensors(manifest: Manifest, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Tensors without storage of the shape and dtype that each weight of one member has.
+
+    Raises:
+        ArtifactError: stacked weights that are not of so many members, or NaN where members differ.
+    """
+    single, stacked = _by_prefix(tensors, _SINGLE), _by_prefix(tensors, _STACKED)
+    if manifest.recipe is None and (
+        not stacked or any(t.ndim == 0 or t.shape[0] != manifest.members for t in stacked.values())
+    ):
+        raise ArtifactError(f"{WEIGHTS} does not hold the {manifest.members} members that {MANIFEST} states.")
+    for name in stacked if manifest.recipe is None else [n for n in manifest.perturbed if n in single]:
+        if bool((stacked if manifest.recipe is None else single)[name].isnan().any()):
+            raise ArtifactError(f"{WEIGHTS}: {name!r} holds NaN, so no answer would be a number. Build it again.")
+    own = {name: tensor[0] for name, tensor in stacked.items()} if manifest.recipe is None else {}
+    return {
+        name: torch.empty_like(tensor, device="meta", dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in {**single, **own}.items()
+    }
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -150,11 +189,12 @@ def read_manifest(directory: Path) -> Manifest:
         raise ArtifactError(f"There is no directory {directory}; an ensemble is a directory with a {MANIFEST}.")
     if not (directory / MANIFEST).is_file():
         raise ArtifactError(f"{directory} has no {MANIFEST}, so it is not a saved ensemble.")
-    return Manifest.from_json(_parse(MANIFEST, _read(directory, MANIFEST, limit=_MAX_JSON_BYTES)))
+    return Manifest.from_json(parse_json(MANIFEST, read_plain(directory, MANIFEST, limit=MAX_JSON_BYTES)))
 
 
 def _members(
     manifest: Manifest,
+    program: Program,
     tensors: Mapping[str, Tensor],
     device: torch.device,
     dtype: torch.dtype | None,
@@ -164,23 +204,21 @@ def _members(
     weights = _by_prefix(tensors, _SINGLE)
     recipe = manifest.make_recipe()
     if recipe is None:
-        stacked = _by_prefix(tensors, _STACKED)
-        if not stacked or any(t.ndim == 0 or t.shape[0] != manifest.members for t in stacked.values()):
-            raise ArtifactError(f"{WEIGHTS} does not hold the {manifest.members} members that {MANIFEST} states.")
-        return Members(manifest.members, weights, stacked).to(device, dtype), {}
+        return Members(manifest.members, weights, _by_prefix(tensors, _STACKED)).to(device, dtype), {}
     if missing := sorted(set(manifest.perturbed) - set(weights)):
         raise ArtifactError(f"{WEIGHTS} lacks the perturbed weights {missing[:5]}; build the ensemble again.")
     for name in manifest.perturbed:
         if not weights[name].is_floating_point():
             raise ArtifactError(f"{WEIGHTS}: the perturbed weight {name!r} is not floating point.")
     names = list(manifest.perturbed)
-    if fingerprint(recipe, weights, names, manifest.seed) != manifest.fingerprint:
+    if fingerprint(recipe, weights, names, manifest.seed, manifest.members) != manifest.fingerprint:
         raise ArtifactError(
             "The members drawn from the recipe are not those that were saved: the recipe's code or this platform's "
             "arithmetic has changed. Build the ensemble again with this version."
         )
     drawn = member_weights.draw(
         recipe,
+        program,
         weights,
         names,
         count=manifest.members,
@@ -192,13 +230,44 @@ def _members(
     return drawn, {name: weights[name] for name in names}
 
 
-def fingerprint(recipe: Any, weights: Mapping[str, Tensor], names: list[str], seed: int) -> str:
-    """SHA-256 over the first member's own weights, which shows that drawing gives what it gave before."""
+def fingerprint(
+    recipe: Perturbation, weights: Mapping[str, Tensor], names: Sequence[str], seed: int, count: int
+) -> str:
+    """SHA-256 over the own weights of a few members, which shows that drawing gives what it gave before."""
     digest = hashlib.sha256()
     for name in names:
-        drawn = recipe.draw(name, weights[name].cpu(), seed, range(1))
-        digest.update(f"{name}\0".encode() + drawn.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for member in _probed(count):
+            drawn = recipe.draw(name, weights[name].cpu(), seed, range(member, member + 1))
+            digest.update(
+                f"{name}\0{member}\0".encode() + drawn.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()
+
+
+def _probed(count: int) -> list[int]:
+    # Of recipes that draw in pairs the second member differs in kind from the first.
+    return sorted({0, min(1, count - 1), count - 1})
+
+
+def _check_replayable(ensemble: Ensemble) -> None:
+    """The members must be those that loading will draw again."""
+    recipe = ensemble.origin.recipe
+    if recipe is None:
+        return
+    for name, weight in ensemble.origin.reference.items():
+        for member in _probed(len(ensemble)):
+            only = range(member, member + 1)
+            kept = ensemble.members.one(member)
+            pairs = [(kept.get(name), recipe.draw(name, weight, ensemble.origin.seed, only)[0])]
+            if name in ensemble.members.factored:
+                factors = recipe.factors(name, weight, ensemble.origin.seed, only)
+                assert factors is not None
+                pairs = [(kept.get(name + LEFT), factors.left[0]), (kept.get(name + RIGHT), factors.right[0])]
+            if any(own is None or not torch.equal(drawn.to(own.dtype), own.cpu()) for own, drawn in pairs):
+                raise ModelError(
+                    f"{name!r} of member {member} is not what the recipe draws: the members were changed, or cast to "
+                    "a smaller dtype and back. Save the ensemble as it was made."
+                )
 
 
 def _tensors(ensemble: Ensemble) -> dict[str, Tensor]:
@@ -219,6 +288,8 @@ def _manifest(ensemble: Ensemble, files: Mapping[str, bytes]) -> Manifest:
     recipe = origin.recipe
     # As trained, whatever dtype the members were cast to: the draw is made from these.
     names = list(origin.reference)
+    weights = [*ensemble.members.stacked.values(), *ensemble.members.shared.values()]
+    dtypes = {weight.dtype for weight in weights if weight.is_floating_point()}
     return Manifest(
         format_version=FORMAT_VERSION,
         created_by=f"ensembled {_version()}, torch {torch.__version__}",
@@ -227,8 +298,8 @@ def _manifest(ensemble: Ensemble, files: Mapping[str, bytes]) -> Manifest:
         seed=origin.seed,
         recipe={"name": recipe.name, "settings": recipe.settings()} if recipe else None,
         perturbed=tuple(names),
-        fingerprint=fingerprint(recipe, origin.reference, names, origin.seed) if recipe else "",
-        dtype=str(ensemble.dtype).removeprefix("torch."),
+        fingerprint=fingerprint(recipe, origin.reference, names, origin.seed, len(ensemble)) if recipe else "",
+        dtype=plain(next(iter(dtypes))) if len(dtypes) == 1 else MIXED,
         noise_variance=ensemble.noise_variance,
         inputs=tuple(_describe(spec) for spec in ensemble.program.inputs),
         outputs=tuple(_describe(spec) for spec in ensemble.program.outputs),
@@ -241,7 +312,7 @@ def _manifest(ensemble: Ensemble, files: Mapping[str, bytes]) -> Manifest:
 
 
 def _describe(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": str(spec.dtype).removeprefix("torch."), "shape": list(spec.shape)}
+    return {"name": spec.name, "dtype": plain(spec.dtype), "shape": list(spec.shape)}
 
 
 def _version() -> str:
@@ -251,51 +322,17 @@ def _version() -> str:
         return "(source)"
 
 
-def _verified(directory: Path, name: str, entry: Mapping[str, Any]) -> bytes:
-    content = _read(directory, name, limit=int(entry["bytes"]))
-    if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ArtifactError(f"{name} is not what {MANIFEST} says (size or SHA-256 differ): damaged or exchanged. Copy "
-                            "it again from where it was built, or build it again.")  # fmt: skip
-    return content
-
-
-def _read(directory: Path, name: str, limit: int) -> bytes:
-    file = directory / name
-    if file.is_symlink() or not file.is_file():
-        raise ArtifactError(f"{name} is missing, or not a plain file (links are not followed).")
-    with contextlib.suppress(OSError), file.open("rb") as stream:
-        # One byte more than allowed tells that there is more, without reading it.
-        return stream.read(limit + 1)
-    raise ArtifactError(f"{name} cannot be read; check its permissions.")
-
-
-def _parse(name: str, content: bytes) -> Any:
-    if len(content) > _MAX_JSON_BYTES:
-        raise ArtifactError(f"{name} is over {_MAX_JSON_BYTES >> 20} MiB, which no ensemble needs.")
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{name} is not JSON: damaged, or not a saved ensemble.") from error
-
-
-def _read_tensors(name: str, content: bytes) -> dict[str, Tensor]:
-    try:
-        return read_tensors(content)
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise ArtifactError(
-            f"{name} is not in the safetensors format; pickled weights (.pt, .bin) are never loaded. Build it again."
-        ) from error
-
-
 def _by_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _example(inputs: Any, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    found = [tensors.get(spec.name) for spec in inputs]
+    if any(spec.name not in tensors for spec in inputs):
+        return []
+    found = [tensors[spec.name] for spec in inputs]
     for spec, tensor in zip(inputs, found, strict=True):
-        if tensor is None:
-            return []
-        if tuple(tensor.shape[1:]) != spec.trailing or not tensor.shape[0] or tensor.dtype != spec.dtype:
-            raise ArtifactError(f"{EXAMPLE} does not fit the input {spec.name!r}; delete both or build it again.")
-    return [tensor for tensor in found if tensor is not None]
+        if tensor.ndim == 0 or not tensor.shape[0] or tuple(tensor.shape[1:]) != spec.trailing:
+            raise ArtifactError(f"{EXAMPLE} does not fit the input {spec.name!r}; build the ensemble again.")
+        if not torch.can_cast(tensor.dtype, spec.dtype) or tensor.shape[0] != len(found[0]):
+            raise ArtifactError(f"{EXAMPLE} does not fit the input {spec.name!r}; build the ensemble again.")
+    return found

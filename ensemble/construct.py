@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ensemble import members as member_weights
+from ensemble.capture import Captured, capture, close, evaluating
 from ensemble.ensemble import Ensemble, Origin
 from ensemble.errors import ModelError, RecipeError
-from ensemble.export import Captured, capture
+from ensemble.evaluate import loop
 from ensemble.members import Members, Progress
 from ensemble.perturbation import Perturbation
 from ensemble.program import Program
@@ -70,6 +72,7 @@ def perturb(
     place = torch.device(device) if device is not None else captured.example[0].device
     drawn = member_weights.draw(
         recipe,
+        captured.program,
         captured.weights,
         names,
         count=members,
@@ -82,8 +85,8 @@ def perturb(
     program = _placed(captured, drawn, place)
     origin = _origin(captured, recipe, seed, reference)
     made = Ensemble(program, drawn, origin, task=task, noise_variance=noise_variance, metadata=metadata)
-    if dtype is not None:
-        made.try_dtype()
+    if live or dtype is not None:
+        made.try_one()
     return made
 
 
@@ -110,15 +113,37 @@ def stack(
     if len(models) < 2:
         raise ModelError(f"An ensemble needs at least two models, however: {len(models)}.")
     captured = capture(models[0], example, live=live)
+    heads(task, captured.program.outputs)
     place = torch.device(device) if device is not None else captured.example[0].device
-    stacked = member_weights.stack(models, captured.weights, device=place)
-    program = _placed(captured, stacked, place)
-    origin = _origin(captured, None, 0, {})
-    return Ensemble(program, stacked, origin, task=task, noise_variance=noise_variance, metadata=metadata)
+    with contextlib.ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        stacked = member_weights.stack(models, captured.weights, device=place)
+        program = _placed(captured, stacked, place)
+        origin = _origin(captured, None, 0, {})
+        made = Ensemble(program, stacked, origin, task=task, noise_variance=noise_variance, metadata=metadata)
+        for number, model in enumerate(models):
+            _check_member(made, captured, number, model)
+    if live:
+        made.try_one()
+    return made
+
+
+def _check_member(made: Ensemble, captured: Captured, number: int, model: nn.Module) -> None:
+    """Models may differ in what is no weight: a constant, a setting; then one program does not fit all."""
+    with torch.no_grad():
+        expected = captured.program.results.flatten(captured.program.arguments.call(model, captured.example), "output")
+        got = loop(made.program, made.members, [tensor.to(made.device) for tensor in captured.example], [number])
+    for spec, want, one in zip(made.program.outputs, expected, got, strict=True):
+        if not close(one[0].to(want.device), want):
+            raise ModelError(
+                f"Model {number} gives another {spec.name!r} than model 0 with its weights: they differ in something "
+                "that is not in the state dict (a constant, a setting), and cannot be one ensemble."
+            )
 
 
 def _placed(captured: Captured, members: Members, device: torch.device) -> Program:
-    dtypes = {name: w.dtype for name, w in {**members.shared, **members.stacked}.items()}
+    dtypes = members.dtypes
     unchanged = device == captured.example[0].device and all(
         dtype == captured.weights[name].dtype for name, dtype in dtypes.items()
     )
@@ -130,7 +155,7 @@ def _origin(captured: Captured, recipe: Perturbation | None, seed: int, referenc
         recipe=recipe,
         seed=seed,
         reference=reference,
-        unused={name: tensor.cpu() for name, tensor in captured.unused.items()},
+        unused={name: tensor.to("cpu", copy=True) for name, tensor in captured.unused.items()},
         state_names=captured.state_names,
         example=[tensor[:_KEPT_EXAMPLE_ROWS].cpu() for tensor in captured.example],
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +15,15 @@ from torch import Tensor
 
 from ensemble import statistics as named
 from ensemble.errors import InputError, ModelError
-from ensemble.evaluate import evaluate, loop
+from ensemble.evaluate import default_chunk, evaluate, loop
 from ensemble.members import Members
 from ensemble.memory import human
 from ensemble.perturbation import Perturbation
+from ensemble.plan import Plan, Way, candidates, measure
 from ensemble.prediction import Prediction, qualified
-from ensemble.program import Program
+from ensemble.program import Program, plain
 from ensemble.statistics import Moments, Statistic
+from ensemble.structured import factored_program
 from ensemble.tasks import Head, Task, heads, sample
 
 
@@ -52,6 +57,7 @@ class Ensemble:
         task: what the outputs mean.
         noise_variance: of a regression, target²; None if it is not known.
         metadata: free JSON values: class names, units, a description.
+        plan: which way of running is fastest for which batch, once :meth:`measure` found out.
         origin: recipe, seed, reference weights.
     """
 
@@ -70,10 +76,13 @@ class Ensemble:
         self.origin = origin
         self.task = task
         self.heads: list[Head] = heads(task, program.outputs)
-        if noise_variance is not None and (task != "regression" or not noise_variance >= 0):
+        if noise_variance is not None and (task != "regression" or not 0 <= noise_variance < math.inf):
             raise ModelError(f"noise_variance is for regression and must be ≥ 0, however: {noise_variance} ({task}).")
         self.noise_variance = noise_variance
         self.metadata = dict(metadata or {})
+        self.plan: Plan | None = None
+        # What runs: the program itself, or the same with products on factors.
+        self._running = factored_program(program, members.factored) if members.factored else program
 
     def __len__(self) -> int:
         return self.members.count
@@ -92,15 +101,17 @@ class Ensemble:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the floating weights."""
-        return next(iter(self.members.stacked.values())).dtype
+        """Of the floating weights, those that differ between members first."""
+        every = [*self.members.stacked.values(), *self.members.shared.values()]
+        return next((weight.dtype for weight in every if weight.is_floating_point()), torch.get_default_dtype())
 
     def __call__(self, *args: Any, chunk: int | None = None, **kwargs: Any) -> Any:
         """Every member's output.
 
         Args:
             args, kwargs: what the model's forward takes, or one dict {input name: tensor}.
-            chunk: how many members to run in one call; by default as many as keep activations small.
+            chunk: how many members to run in one call (0: one after the other); by default what :meth:`measure` found
+                fastest, else as many as keep activations small.
 
         Returns:
             What the model returns, each tensor with a leading member dimension: (members, batch, ...).
@@ -109,7 +120,7 @@ class Ensemble:
             InputError: inputs that do not fit the signature.
         """
         inputs = self.program.bind(args, kwargs, self.device)
-        chunks = list(evaluate(self.program, self.members, inputs, chunk=chunk))
+        chunks = list(evaluate(self._running, self.members, inputs, chunk=self._chunk(inputs, chunk)))
         return self.program.results.pack([torch.cat(parts) for parts in zip(*chunks, strict=True)])
 
     def predict(
@@ -140,17 +151,58 @@ class Ensemble:
         running = {
             head.name: Moments({need for s in asked for need in s.needs}, self.noise_variance) for head, asked in wanted
         }
-        for outputs in evaluate(self.program, self.members, inputs, count=members, chunk=chunk):
+        step = self._chunk(inputs, chunk)
+        for outputs in evaluate(self._running, self.members, inputs, count=members, chunk=step):
             for head, _ in wanted:
                 running[head.name].update(sample(self.task, head, outputs))
         results = {
             head.name: {s.name: s.finish(running[head.name]).to(s.dtype) for s in asked} for head, asked in wanted
         }
-        return Prediction(results, members or len(self))
+        return Prediction(results, members or len(self), several=len(self.heads) > 1)
 
     def available_statistics(self) -> dict[str, Statistic]:
         """Every statistic that can be asked for, by the name that it has among all outputs."""
         return {name: s for name, (s, _) in self.described_statistics().items()}
+
+    def measure(
+        self, rows: Sequence[int] = (1, 8, 64), *, seconds: float = 10, progress: Callable[[int], None] | None = None
+    ) -> Plan:
+        """Find the fastest way of running, for batches of these sizes, and use it from now on.
+
+        Args:
+            rows: batch sizes, ascending; a batch between two is run as the larger one, a larger one as the last.
+            seconds: about how long this may take in all; sizes for which no time is left are not measured.
+            progress: called with each batch size before it is measured.
+
+        Returns:
+            The plan, also kept as :attr:`plan`.
+        """
+        begun = time.perf_counter()
+        ways: list[Way] = []
+        for position, size in enumerate(rows):
+            left = seconds - (time.perf_counter() - begun)
+            # A larger batch takes at least as long as a smaller one did.
+            if ways and left < 2 * ways[-1].seconds:
+                break
+            if progress:
+                progress(size)
+            inputs = self.example(size)
+            chunks = candidates(len(self), default_chunk(self._running, self.members, inputs))
+            run = functools.partial(self._run, inputs)
+            ways.append(measure(run, size, chunks, max(0.0, left) / (len(rows) - position)))
+        self.plan = Plan(tuple(ways))
+        return self.plan
+
+    def _run(self, inputs: Sequence[Tensor], chunk: int) -> None:
+        for _ in evaluate(self._running, self.members, inputs, chunk=chunk):
+            pass
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _chunk(self, inputs: Sequence[Tensor], asked: int | None) -> int | None:
+        if asked is not None or self.plan is None:
+            return asked
+        return self.plan.chunk(inputs[0].shape[0])
 
     def described_statistics(self) -> dict[str, tuple[Statistic, tuple[int, ...]]]:
         """As :meth:`available_statistics`, each with the shape of one row, -1 standing for the members."""
@@ -170,12 +222,12 @@ class Ensemble:
         Raises:
             StatisticError: an unknown name.
         """
-        if names is None or len(self.heads) == 1:
+        if names is None or isinstance(names, str) or len(self.heads) == 1:
             found = named.resolve(names, self.task, self.noise_variance)
             return [(head, found) for head in self.heads]
         asked: dict[str, list[str]] = {}
         for name in names:
-            prefix = next((h.name for h in self.heads if name.startswith(f"{h.name}.")), None)
+            prefix = max((h.name for h in self.heads if name.startswith(f"{h.name}.")), key=len, default=None)
             for head in [prefix] if prefix else [h.name for h in self.heads]:
                 asked.setdefault(head, []).append(name.removeprefix(f"{prefix}.") if prefix else name)
         return [
@@ -195,7 +247,7 @@ class Ensemble:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"Members are 0 .. {len(self) - 1}, however: {index}.")
-        weights = {**self.origin.unused, **self.members.one(index)}
+        weights = {**self.origin.unused, **self.members.whole(index)}
         return {
             name: weights[self.program.aliases.get(name, name)].detach().cpu().clone()
             for name in self.origin.state_names
@@ -222,7 +274,7 @@ class Ensemble:
         flat = [t.to(self.device) for t in (inputs or self.example())]
         indices = sorted({round(i * (len(self) - 1) / max(1, members - 1)) for i in range(members)})
         expected = loop(self.program, self.members, flat, indices)
-        chunks = list(evaluate(self.program, self.members, flat))
+        chunks = list(evaluate(self._running, self.members, flat, chunk=self._chunk(flat, None)))
         worst = 0.0
         for spec, want, parts in zip(self.program.outputs, expected, zip(*chunks, strict=True), strict=True):
             got = torch.cat(parts)[indices].double()
@@ -254,7 +306,7 @@ class Ensemble:
         if dtype is not None and not dtype.is_floating_point:
             raise ModelError(f"dtype must be a floating-point type, however: {dtype}.")
         weights = self.members.to(place, dtype)
-        dtypes = {name: w.dtype for name, w in {**weights.shared, **weights.stacked}.items()}
+        dtypes = weights.dtypes
         program = self.program.to(place, dtypes)
         moved = Ensemble(
             program,
@@ -265,22 +317,33 @@ class Ensemble:
             metadata=self.metadata,
         )
         if dtype is not None and dtype != self.dtype:
-            moved.try_dtype()
+            moved.try_one()
         return moved
 
-    def try_dtype(self) -> None:
+    def try_one(self) -> None:
         """Run one member on the example.
 
         Raises:
-            ModelError: the weights' dtype does not go with what the graph computes in.
+            ModelError: it fails, or gives something else than the signature says.
         """
+        inputs = self.example()
         try:
-            next(evaluate(self.program, self.members, self.example(), count=1))
-        except (RuntimeError, ModelError) as error:
+            outputs = next(evaluate(self._running, self.members, inputs, count=1))
+        except ModelError:
+            raise
+        except Exception as error:
+            # What runs is the model's own code, or a graph from a file: it may raise anything.
+            line = next(iter(str(error).splitlines()), "")
             raise ModelError(
-                f"The model computes some values in a fixed dtype, so its weights cannot be {self.dtype}: "
-                f"{str(error).splitlines()[0]}"
+                f"The model does not run with {plain(self.dtype)} weights on the {self.device.type}: "
+                f"{type(error).__name__} {line[:300]}"
             ) from error
+        if self.program.live:
+            return
+        for spec, output in zip(self.program.outputs, outputs, strict=True):
+            shape = (1, *[inputs[0].shape[0] if size == -1 else size for size in spec.shape])
+            if output.shape != shape or output.dtype != spec.dtype:
+                raise ModelError(f"The output {spec.name!r} is not of the shape and dtype that the signature states.")
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, keep_example: bool = True) -> None:
         """Write a directory that :func:`load` reads: manifest, graph, weights.

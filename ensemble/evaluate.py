@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ensemble.errors import ModelError
+from ensemble.errors import InputError, ModelError
 from ensemble.members import Members
+from ensemble.plan import LOOP
 from ensemble.program import Program
 
-# Activations of one chunk of members stay below this. (A measured plan per batch size is to take its place.)
+# Activations of one chunk of members stay below this.
 _ACTIVATION_BYTES = 256 * 2**20
+_EXPORT_IT = "Export may turn it into operations that can: make the ensemble without live=True."
+_settings = threading.Lock()
+_calls = 0
+_fast = True
+# Outputs of small chunks are handed on together up to this size, since condensing them has a cost for each chunk.
+_GATHERED_BYTES = 16 * 2**20
 
 
 def evaluate(
@@ -32,17 +39,37 @@ def evaluate(
         members: its weights.
         inputs: flat inputs, on the members' device.
         count: only the first ``count`` members; all by default.
-        chunk: how many members in one call; by default as many as keep their activations small.
+        chunk: how many members in one call, 0 for one after the other without vmap; by default as many as keep their
+            activations small.
 
     Yields:
-        Flat outputs of the next members, each (members in this chunk, batch, ...).
+        Flat outputs of the next members, each (some members, batch, ...); several small chunks are yielded together.
 
     Raises:
         ModelError: the model does something that cannot be done for many members at once.
+        InputError: a negative chunk.
     """
+    if chunk is not None and chunk < 0:
+        raise InputError(f"chunk must be a number of members, or 0 for the loop, however: {chunk}.")
     total = members.count if count is None else min(count, members.count)
-    step = chunk or default_chunk(program, members, inputs)
+    step = default_chunk(program, members, inputs) if chunk is None else chunk
+    gathered: list[tuple[Tensor, ...]] = []
+    size = 0
+    for outputs in (
+        _looped(program, members, inputs, total) if step == LOOP else _vmapped(program, members, inputs, total, step)
+    ):
+        gathered.append(outputs)
+        size += sum(output.numel() * output.element_size() for output in outputs)
+        if size > _GATHERED_BYTES:
+            yield _joined(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield _joined(gathered)
 
+
+def _vmapped(
+    program: Program, members: Members, inputs: Sequence[Tensor], total: int, step: int
+) -> Iterator[tuple[Tensor, ...]]:
     def one(own: dict[str, Tensor], flat: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return program({**members.shared, **own}, flat)
 
@@ -52,8 +79,21 @@ def evaluate(
             try:
                 outputs = many(members.slice(start, min(total, start + step)), tuple(inputs))
             except RuntimeError as error:
-                raise _explained(error) from error
+                if reason := _reason(error):
+                    raise ModelError(f"{reason} {_EXPORT_IT}" if program.live else reason) from error
+                raise
         yield outputs
+
+
+def _looped(program: Program, members: Members, inputs: Sequence[Tensor], total: int) -> Iterator[tuple[Tensor, ...]]:
+    for index in range(total):
+        with program.exclusively(), torch.no_grad(), _vmappable():
+            outputs = program(members.one(index), inputs)
+        yield tuple(output.unsqueeze(0) for output in outputs)
+
+
+def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
 def loop(program: Program, members: Members, inputs: Sequence[Tensor], indices: Sequence[int]) -> tuple[Tensor, ...]:
@@ -63,7 +103,7 @@ def loop(program: Program, members: Members, inputs: Sequence[Tensor], indices: 
         Flat outputs, each (len(indices), batch, ...).
     """
     with program.exclusively(), torch.no_grad(), _vmappable():
-        each = [program(members.one(index), inputs) for index in indices]
+        each = [program(members.whole(index), inputs) for index in indices]
     return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
 
 
@@ -75,24 +115,33 @@ def default_chunk(program: Program, members: Members, inputs: Sequence[Tensor]) 
 
 @contextlib.contextmanager
 def _vmappable() -> Iterator[None]:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Settings of the whole process; the first of several calls that overlap makes them and the last undoes them."""
+    global _calls, _fast
+    with _settings:
+        if _calls == 0:
+            # The fused path of nn.TransformerEncoderLayer has no batching rule. A slow fallback is still right; which
+            # way is fastest is measured, not warned about.
+            _fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+            torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
+        _calls += 1
     try:
-        with warnings.catch_warnings():
-            # A slow fallback is still right; which way is fastest is measured, not warned about.
-            warnings.filterwarnings("ignore", message=".*batching rule.*")
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        with _settings:
+            _calls -= 1
+            if _calls == 0:
+                torch.backends.mha.set_fastpath_enabled(_fast)
+                torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # type: ignore[attr-defined]
 
 
-def _explained(error: RuntimeError) -> Exception:
+def _reason(error: RuntimeError) -> str | None:
     text = str(error)
     if "data-dependent control flow" in text or "vmap: It looks like you're" in text:
-        return ModelError(
+        return (
             "The model branches on, or reads as a Python number, a value that differs between members; replace "
             "that by torch.where or a tensor operation."
         )
     if "Batching rule not implemented" in text or "in-place arithmetic" in text or "randomness" in text:
-        return ModelError(f"An operation of this model cannot run for many members at once: {text.splitlines()[0]}")
-    return error
+        return f"An operation of this model cannot run for many members at once: {text.splitlines()[0]}"
+    return None

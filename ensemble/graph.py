@@ -1,95 +1,29 @@
-"""An exported graph as plain JSON, and which operations it may hold.
+"""An exported graph as plain JSON, and the module that runs it.
 
 PyTorch's own archive (.pt2) is not safe to open when it comes from outside: besides the pickles that it may hold, its
 reader looks operators up by attribute access from ``torch`` down and hands symbolic shapes to ``sympy.sympify``,
 which evaluates Python. So a graph is written here as a list of operations over named values, and read back through an
-allow-list: functional, deterministic ATen operators, integer arithmetic for sizes, and nothing else. It is also
-independent of the version of that archive.
+allow-list of operations. No text of a file becomes part of a program, names included: PyTorch generates Python source
+from graphs. The format is also independent of the version of that archive.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ensemble.errors import ArtifactError, ModelError
+from ensemble.operations import casts, creates, operation, operation_name
 
-# Sizes are computed with these; their operands may be sizes and numbers only.
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    f"operator.{name}": getattr(operator, name)
-    for name in ("add", "sub", "mul", "floordiv", "mod", "neg", "truediv", "eq", "ne", "lt", "le", "gt", "ge")
-} | {"torch.sym_max": torch.sym_max, "torch.sym_min": torch.sym_min, "torch.sym_not": torch.sym_not,
-     "torch.sym_float": torch.sym_float, "torch.sym_int": torch.sym_int}  # fmt: skip
-_GETITEM = "operator.getitem"
-# Read or write files, or have an effect beyond their result.
-_FORBIDDEN = {"from_file", "save", "warn", "format", "_local_scalar_dense", "item", "get_gradients"}
 # The modes that operators take as text: rounding, padding, gelu, reductions, meshgrid.
 _WORDS = {"none", "tanh", "floor", "trunc", "ij", "xy", "constant", "reflect", "replicate", "circular",
           "sum", "prod", "mean", "amax", "amin", "left", "right", "linear", "nearest"}  # fmt: skip
-_ATEN = re.compile(r"aten\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)")
 _NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
-_CREATE = {getattr(torch.ops.aten, name) for name in ("full", "zeros", "ones", "empty", "eye", "scalar_tensor")}
-# Checks that export writes between the operations; the signature is checked before a graph runs.
-CHECKS = {"_assert_scalar", "_assert_tensor_metadata", "_assert_async", "sym_constrain_range",
-          "sym_constrain_range_for_size"}  # fmt: skip
-
-
-def operation_name(target: object) -> str:
-    """How an operation is written: ``aten.addmm.default``, ``operator.mul``.
-
-    Raises:
-        ModelError: it is not on the allow-list; the text says what it is.
-    """
-    if isinstance(target, torch._ops.OpOverload):
-        name = str(target)
-        if reason := _refusal(target):
-            raise ModelError(f"The model uses the operation {name}, {reason}.")
-        return name
-    for name, function in [*_ARITHMETIC.items(), (_GETITEM, operator.getitem)]:
-        if target is function:
-            return name
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        raise ModelError(
-            f"The model uses control flow that depends on data ({target}), which members cannot share in one call. "
-            "Replace it by torch.where, or use the library with live=True."
-        )
-    raise ModelError(f"The model uses {getattr(target, '__name__', target)}, which cannot be saved in a graph.")
-
-
-def _refusal(op: torch._ops.OpOverload) -> str | None:
-    if op.namespace != "aten":
-        return "a custom operator; only PyTorch's own (aten) can be saved"
-    if torch.Tag.nondeterministic_seeded in op.tags:
-        return "which draws random numbers; a member must give the same answer each time (is the model in eval mode?)"
-    if torch.Tag.data_dependent_output in op.tags:
-        return "which turns tensor values into Python numbers; members cannot share that in one call"
-    if op._schema.is_mutable or op._overloadpacket.__name__ in _FORBIDDEN:
-        return "which has an effect beyond its result"
-    return None
-
-
-def _operation(name: object) -> Callable[..., Any]:
-    if not isinstance(name, str):
-        raise ArtifactError("graph: an operation's name must be text.")
-    if name == _GETITEM:
-        return operator.getitem
-    if name in _ARITHMETIC:
-        return _ARITHMETIC[name]
-    if match := _ATEN.fullmatch(name):
-        packet = getattr(torch.ops.aten, match[1], None)
-        # vars of the packet would miss overloads that were not used yet; only what is an overload counts.
-        overload = getattr(packet, match[2], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
-        if isinstance(overload, torch._ops.OpOverload):
-            if reason := _refusal(overload):
-                raise ArtifactError(f"graph: refused the operation {name}, {reason}.")
-            return overload
-    raise ArtifactError(f"graph: unknown or refused operation {name[:80]!r}.")
 
 
 def to_json(graph: fx.Graph) -> dict[str, Any]:
@@ -100,28 +34,30 @@ def to_json(graph: fx.Graph) -> dict[str, Any]:
     """
     nodes: list[dict[str, Any]] = []
     outputs: list[Any] = []
-    for node in graph.nodes:
+    # Numbered, so that a graph is written alike however its nodes were called.
+    names = {node: f"v{number}" for number, node in enumerate(graph.nodes)}
+    for node, name in names.items():
         match node.op:
             case "placeholder":
-                nodes.append({"name": node.name, "input": True})
+                nodes.append({"name": name, "input": True})
             case "get_attr":
-                nodes.append({"name": node.name, "weight": node.target})
+                nodes.append({"name": name, "weight": node.target})
             case "output":
-                outputs = [_write(value) for value in node.args[0]]
+                outputs = [_write(value, names) for value in node.args[0]]
             case _:
                 nodes.append({
-                    "name": node.name,
+                    "name": name,
                     "op": operation_name(node.target),
-                    "args": [_write(value) for value in node.args],
-                    "kwargs": {key: _write(value) for key, value in node.kwargs.items()},
+                    "args": [_write(value, names) for value in node.args],
+                    "kwargs": {key: _write(value, names) for key, value in node.kwargs.items()},
                 })  # fmt: skip
     return {"nodes": nodes, "outputs": outputs}
 
 
-def _write(value: Any) -> Any:
+def _write(value: Any, names: Mapping[fx.Node, str]) -> Any:
     match value:
         case fx.Node():
-            return {"node": value.name}
+            return {"node": names[value]}
         case None | bool() | int():
             return value
         case float():
@@ -137,7 +73,7 @@ def _write(value: Any) -> Any:
         case torch.memory_format():
             return {"memory_format": str(value).removeprefix("torch.")}
         case list() | tuple():
-            return [_write(item) for item in value]
+            return [_write(item, names) for item in value]
     raise ModelError(f"An operation's argument cannot be saved: {type(value).__name__} {str(value)[:60]}.")
 
 
@@ -151,20 +87,22 @@ def from_json(data: Any, device: torch.device) -> fx.Graph:
     values: dict[str, fx.Node] = {}
     for number, entry in enumerate(_field(data, "nodes", list)):
         name = _field(entry, "name", str)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,200}", name) or name in values:
-            raise ArtifactError(f"graph: node {number} has an unusable or repeated name.")
+        if name in values:
+            raise ArtifactError(f"graph: node {number} repeats a name.")
         if "input" in entry:
-            values[name] = graph.placeholder(name)
+            values[name] = graph.placeholder(f"input_{number}")
         elif "weight" in entry:
-            values[name] = graph.get_attr(check_weight_name(entry["weight"]))
+            values[name] = graph.create_node("get_attr", _field(entry, "weight", str), name=f"weight_{number}")
         else:
-            target = _operation(entry.get("op"))
+            target = operation(entry.get("op"))
             args = tuple(_read(value, values, device) for value in _field(entry, "args", list))
             kwargs = _field(entry, "kwargs", dict)
-            if not all(isinstance(key, str) and key.isidentifier() for key in kwargs):
-                raise ArtifactError(f"graph: node {name} has an unusable argument name.")
-            if not isinstance(target, torch._ops.OpOverload):
-                _check_arithmetic(name, target, args, kwargs)
+            if isinstance(target, torch._ops.OpOverload):
+                parameters = {argument.name for argument in target._schema.arguments}
+                if not parameters.issuperset(kwargs) or len(args) + len(kwargs) > len(parameters):
+                    raise ArtifactError(f"graph: node {number} has other arguments than {entry['op']} takes.")
+            elif kwargs or not _arithmetic(target, args):
+                raise ArtifactError(f"graph: node {number} calls Python arithmetic with something else than numbers.")
             read = {key: _read(value, values, device) for key, value in kwargs.items()}
             values[name] = graph.call_function(target, args, read)
     outputs = tuple(_read(value, values, device) for value in _field(data, "outputs", list))
@@ -174,17 +112,14 @@ def from_json(data: Any, device: torch.device) -> fx.Graph:
     return graph
 
 
-def _check_arithmetic(name: str, target: Callable[..., Any], args: Sequence[Any], kwargs: Any) -> None:
-    number = (int, float, fx.Node)
-    fine = all(isinstance(arg, number) for arg in args) and len(args) in (1, 2) and not kwargs
+def _arithmetic(target: Callable[..., Any], args: Sequence[Any]) -> bool:
     if target is operator.getitem:
-        fine = fine and isinstance(args[0], fx.Node) and isinstance(args[-1], int) and len(args) == 2
-    if not fine:
-        raise ArtifactError(f"graph: node {name} calls Python arithmetic with something other than numbers.")
+        return len(args) == 2 and isinstance(args[0], fx.Node) and isinstance(args[1], int)
+    return len(args) in (1, 2) and all(isinstance(arg, int | float | fx.Node) for arg in args)
 
 
 def _read(value: Any, values: dict[str, fx.Node], device: torch.device, depth: int = 0) -> Any:
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     if isinstance(value, list) and depth < 8:
         return [_read(item, values, device, depth + 1) for item in value]
@@ -196,7 +131,7 @@ def _read(value: Any, values: dict[str, fx.Node], device: torch.device, depth: i
             return float(content)
         if kind == "word" and isinstance(content, str) and content in _WORDS:
             return content
-        if kind == "device":
+        if kind == "device" and content is None:
             return device
         if kind in _NAMED and isinstance(content, str) and content.isidentifier():
             found = vars(torch).get(content)
@@ -212,59 +147,66 @@ def _field(entry: Any, key: str, kind: type) -> Any:
     return value
 
 
-def check_weight_name(name: object) -> str:
-    """A weight's name becomes a chain of attributes, so it may hold nothing that Python would resolve elsewhere.
+def places(graph: fx.Graph) -> dict[str, str]:
+    """Where the :func:`skeleton` of a graph keeps each weight, by the weight's name.
 
-    Raises:
-        ArtifactError: it is not a dotted path of plain names.
+    Names of weights are free text, and some are names that modules use themselves ("graph", "code").
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
-        raise ArtifactError(f"graph: unusable weight name {str(name)[:80]!r}.")
-    if any(part.startswith("__") for part in name.split(".")):
-        raise ArtifactError(f"graph: unusable weight name {name[:80]!r}.")
-    return name
+    return {name: f"weight_{number}" for number, name in enumerate(used_weights(graph))}
 
 
-def skeleton(graph: fx.Graph, weights: dict[str, torch.Tensor]) -> fx.GraphModule:
+def skeleton(graph: fx.Graph, weights: Mapping[str, torch.Tensor]) -> fx.GraphModule:
     """The module that runs a graph, its weights without storage: ``functional_call`` puts real ones in.
 
     Args:
-        graph: as :func:`from_json` gives it.
+        graph: as :func:`from_json` gives it; left as it is.
         weights: a tensor of the right shape and dtype for each get_attr node.
     """
     root = nn.Module()
-    for name, weight in weights.items():
-        *path, last = name.split(".")
-        owner = root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
-        owner.register_buffer(last, torch.empty_like(weight, device="meta"))
-    return fx.GraphModule(root, graph)
+    where = places(graph)
+    for name, place in where.items():
+        root.register_buffer(place, torch.empty_like(weights[name], device="meta"))
+    copy = _copied(graph)
+    for node in copy.nodes:
+        if node.op == "get_attr":
+            node.target = where[node.target]
+    return fx.GraphModule(root, copy)
 
 
-def retarget(graph: fx.Graph, device: torch.device, dtype: tuple[torch.dtype, torch.dtype] | None = None) -> fx.Graph:
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def retarget(
+    graph: fx.Graph,
+    device: torch.device,
+    dtype: tuple[torch.dtype, torch.dtype] | None = None,
+    integral: Collection[str] = (),
+) -> fx.Graph:
     """The same graph for another device, and for weights of another dtype.
 
     Args:
         graph: left as it is.
         device: replaces every device that the graph names.
-        dtype: (old, new): tensors that the graph creates from nothing as old, such as a first hidden state, become
-            new; casts stay, since a model that computes something in float32 on purpose should go on doing so.
+        dtype: (old, new): tensors that the graph makes as old from nothing, such as a first hidden state, or from
+            integers, such as a mask, become new. Other casts stay, since a model that computes something in float32
+            on purpose should go on doing so.
+        integral: names of the nodes whose values are not floating point.
     """
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph, {}))
+    copy = _copied(graph)
 
     def moved(value: Any) -> Any:
         return device if isinstance(value, torch.device) else value
 
-    for node in copy.nodes:
+    for old, node in zip(graph.nodes, copy.nodes, strict=True):
         if node.op == "call_function":
             node.args = fx.node.map_aggregate(node.args, moved)
             node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
-            creates = getattr(node.target, "overloadpacket", None) in _CREATE
-            if dtype and creates and node.kwargs.get("dtype") == dtype[0]:
+            source = str(old.args[0]) if old.args else ""
+            from_nothing = creates(node.target) or (casts(node.target) and source in integral)
+            if dtype and from_nothing and node.kwargs.get("dtype") == dtype[0]:
                 node.kwargs = {**node.kwargs, "dtype": dtype[1]}
     return copy
 

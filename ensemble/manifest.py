@@ -22,6 +22,7 @@ from ensemble.tasks import TASKS, Task
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+MIXED = "mixed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Manifest:
         seed: of the members' noise.
         recipe: {"name", "settings"}, or None for separately trained models, whose weights are stored.
         perturbed: names of the weights that the recipe draws.
-        fingerprint: SHA-256 of the first member's own weights.
-        dtype: of the floating weights in use.
+        fingerprint: SHA-256 of the own weights of a few members.
+        dtype: of the floating weights in use; "mixed" if they have several, as they are stored.
         noise_variance: of a regression, or None.
         inputs, outputs: {"name", "dtype", "shape"} of each, for people and tools; the graph's own count.
         metadata: free JSON values.
@@ -87,7 +88,7 @@ class Manifest:
         try:
             return known.from_settings(self.recipe["settings"])
         except (EnsembledError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{MANIFEST}: the recipe's settings are wrong: {error}") from error
+            raise ArtifactError(f"{MANIFEST}: the recipe's settings are wrong: {str(error)[:300]}") from error
 
     @staticmethod
     def from_json(data: Any) -> Manifest:
@@ -112,13 +113,13 @@ class Manifest:
             "seed": _integer(data.get("seed"), 0, 2**63 - 1),
             "recipe": data.get("recipe", 0) is None
             or (
-                isinstance(data["recipe"], dict)
+                isinstance(data.get("recipe"), dict)
                 and isinstance(data["recipe"].get("name"), str)
                 and isinstance(data["recipe"].get("settings"), dict)
             ),
             "perturbed": _texts(data.get("perturbed")),
             "fingerprint": isinstance(data.get("fingerprint"), str),
-            "dtype": dtype_named(data.get("dtype"), strict=False) is not None,
+            "dtype": data.get("dtype") == MIXED or _floating(data.get("dtype")),
             "noise_variance": data.get("noise_variance", 0) is None
             or (_number(data.get("noise_variance")) and data["noise_variance"] >= 0),
             "inputs": isinstance(data.get("inputs"), list),
@@ -183,8 +184,11 @@ def read_program(data: Any, weights: Mapping[str, Tensor], device: torch.device)
     if not isinstance(aliases, dict) or not _texts(list(aliases.values())):
         raise ArtifactError("graph: aliases must map names to names.")
     for layout, count in (("arguments", len(inputs)), ("results", len(outputs))):
-        if sorted(_leaves(data.get(layout))) != list(range(count)):
-            raise ArtifactError(f"graph: {layout} do not hold each tensor once.")
+        if _leaves(data.get(layout)) != list(range(count)):
+            raise ArtifactError(f"graph: {layout} do not hold each tensor once, in order.")
+    parameters = data["arguments"].get("dict")
+    if not isinstance(parameters, dict) or not set(data["positional"]) <= set(parameters):
+        raise ArtifactError("graph: arguments must be named, those that may be given by position included.")
     graph = graphs.from_json(data.get("graph"), device)
     placeholders = sum(node.op == "placeholder" for node in graph.nodes)
     results = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
@@ -255,6 +259,11 @@ def _leaves(layout: Any, depth: int = 0) -> list[int]:
         if kind == "dict" and isinstance(content, dict):
             return [leaf for item in content.values() for leaf in _leaves(item, depth + 1)]
     raise ArtifactError("graph: unreadable structure of inputs or outputs.")
+
+
+def _floating(name: Any) -> bool:
+    found = dtype_named(name, strict=False)
+    return found is not None and found.is_floating_point
 
 
 def _integer(value: Any, least: int, most: int) -> bool:

@@ -7,6 +7,7 @@ ones stand once for all members.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,9 +17,11 @@ from torch.func import stack_module_state
 from ensemble.errors import ModelError
 from ensemble.memory import require
 from ensemble.perturbation import Perturbation
-from ensemble.program import Weights
+from ensemble.perturbation.factors import Factors
+from ensemble.program import Program, Weights
+from ensemble.structured import LEFT, RIGHT, Shape, factorable
 
-_SLICE_BYTES = 64 * 2**20
+_SLICE_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +31,32 @@ class Members:
     Args:
         count: how many members, N.
         shared: weights that no member has of its own, each of the weight's shape.
-        stacked: weights that differ, each (N, *shape).
+        stacked: weights that differ, each (N, *shape); of a factored weight its factors, under its name + LEFT and
+            its name + RIGHT, while its trained value is shared.
+        factored: the factored weights.
     """
 
     count: int
     shared: dict[str, Tensor]
     stacked: dict[str, Tensor]
+    factored: dict[str, Shape] = dataclasses.field(default_factory=dict)
 
     def slice(self, start: int, stop: int) -> dict[str, Tensor]:
         """The stacked weights of members [start, stop), as views."""
         return {name: tensor[start:stop] for name, tensor in self.stacked.items()}
 
     def one(self, index: int) -> dict[str, Tensor]:
-        """All weights of one member, as views."""
+        """All weights of one member, as views; factors where it has factors."""
         return {**self.shared, **{name: tensor[index] for name, tensor in self.stacked.items()}}
+
+    def whole(self, index: int) -> dict[str, Tensor]:
+        """All weights of one member in full, as the original model has them."""
+        weights = self.one(index)
+        for name, shape in self.factored.items():
+            left, right = weights.pop(name + LEFT), weights.pop(name + RIGHT)
+            full = Factors(shape.form, left.unsqueeze(0), right.unsqueeze(0)).materialise(weights[name])
+            weights[name] = full.squeeze(0).to(weights[name].dtype)
+        return weights
 
     def to(self, device: torch.device, dtype: torch.dtype | None) -> Members:
         """The same members elsewhere; ``dtype`` applies to floating weights."""
@@ -53,7 +68,14 @@ class Members:
             self.count,
             {name: moved(tensor) for name, tensor in self.shared.items()},
             {name: moved(tensor) for name, tensor in self.stacked.items()},
+            self.factored,
         )
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of each of the original model's weights."""
+        factors = {name + side for name in self.factored for side in (LEFT, RIGHT)}
+        return {n: w.dtype for n, w in {**self.shared, **self.stacked}.items() if n not in factors}
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +89,7 @@ Progress = Callable[[int, int], None]
 
 def draw(
     recipe: Perturbation,
+    program: Program,
     weights: Weights,
     names: Sequence[str],
     *,
@@ -79,10 +102,12 @@ def draw(
     """Make the members of a recipe.
 
     The stack is allocated once, where it will stay, and filled in slices of members, so that the peak of memory is
-    the stack and one slice.
+    the stack and one slice. Where the recipe has factors and the program uses the weight in products alone, the
+    factors are stacked and the trained weight is shared.
 
     Args:
         recipe: how.
+        program: what will run them.
         weights: the trained weights, by name.
         names: which of them differ between members.
         count: how many members.
@@ -97,25 +122,49 @@ def draw(
     def kept(name: str) -> torch.dtype:
         return dtype if dtype and weights[name].is_floating_point() else weights[name].dtype
 
-    per_member = sum(weights[name].numel() * kept(name).itemsize for name in names)
-    require(per_member, count, device)
-    stacked = {name: torch.empty((count, *weights[name].shape), dtype=kept(name), device=device) for name in names}
+    factored, _ = factorable(program, _structured(recipe, weights, names, seed))
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name in names:
+        if name in factored:
+            left, right = factored[name].factors
+            shapes |= {name + LEFT: (kept(name), left), name + RIGHT: (kept(name), right)}
+        else:
+            shapes[name] = (kept(name), tuple(weights[name].shape))
+    require(sum(math.prod(shape) * kind.itemsize for kind, shape in shapes.values()), count, device)
+    stacked = {name: torch.empty((count, *shape), dtype=kind, device=device) for name, (kind, shape) in shapes.items()}
     # Drawing works in float32 with a few temporaries of the slice's size.
-    size = max(1, _SLICE_BYTES // max(1, 4 * max(weights[name].numel() for name in names)))
+    size = max(1, _SLICE_BYTES // max(1, 4 * max(math.prod(shape) for _, shape in shapes.values())))
     for start in range(0, count, size):
         members = range(start, min(count, start + size))
         for name in names:
-            stacked[name][start : members.stop] = recipe.draw(name, weights[name], seed, members)
+            if name not in factored:
+                stacked[name][start : members.stop] = recipe.draw(name, weights[name], seed, members)
+                continue
+            factors = recipe.factors(name, weights[name], seed, members)
+            assert factors is not None
+            stacked[name + LEFT][start : members.stop] = factors.left
+            stacked[name + RIGHT][start : members.stop] = factors.right
         if progress:
             progress(members.stop, count)
-    return Members(count, {n: w.to(device, kept(n)) for n, w in weights.items() if n not in stacked}, stacked)
+    # Copies, so that training the model further does not change the ensemble.
+    shared = {n: w.to(device, kept(n), copy=True) for n, w in weights.items() if n not in stacked}
+    return Members(count, shared, stacked, factored)
+
+
+def _structured(recipe: Perturbation, weights: Weights, names: Sequence[str], seed: int) -> dict[str, Shape]:
+    """The weights for which a recipe has factors, and of what form."""
+    found = {}
+    for name in names:
+        if (factors := recipe.factors(name, weights[name], seed, range(1))) is not None:
+            found[name] = Shape(factors.form, factors.left.shape[-1], tuple(weights[name].shape))
+    return found
 
 
 def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device) -> Members:
     """Stack separately trained models; what is equal in all of them is shared.
 
     Args:
-        models: modules of one architecture.
+        models: modules of one architecture, all in evaluation mode.
         weights: the first model's weights, by name, as they were captured; constants among them are shared.
         device: where the members live.
 
@@ -124,7 +173,9 @@ def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device
         MemoryLimitError: they do not fit.
     """
     states = [dict([*model.named_parameters(), *model.named_buffers()]) for model in models]
-    for number, state in enumerate(states):
+    for number, (model, state) in enumerate(zip(models, states, strict=True)):
+        if type(model) is not type(models[0]):
+            raise ModelError(f"Model {number} is a {type(model).__name__}, model 0 a {type(models[0]).__name__}.")
         _check_same_architecture(number, states[0], state)
     differ = [
         name
@@ -145,7 +196,8 @@ def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device
         for name in differ:
             piece = parameters[name] if name in parameters else buffers[name]
             stacked[name][start : start + len(piece)] = piece.detach()
-    return Members(len(models), {n: w.to(device) for n, w in weights.items() if n not in stacked}, stacked)
+    shared = {n: w.to(device, copy=True) for n, w in weights.items() if n not in stacked}
+    return Members(len(models), shared, stacked)
 
 
 def _check_same_architecture(number: int, first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

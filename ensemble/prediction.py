@@ -16,7 +16,8 @@ class Prediction:
 
     Args:
         heads: statistics by name, for each of the model's outputs; a tensor is (batch, ...).
-        members: how many members they are computed from.
+        count: how many members they are computed from.
+        several: whether the model has several outputs, though only one of them may have been asked about.
 
     Example:
         >>> p = ens.predict(x)                          # one output
@@ -26,26 +27,30 @@ class Prediction:
     """
 
     heads: Mapping[str, Mapping[str, Tensor]]
-    members: int
+    count: int
+    several: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "several", self.several or len(self.heads) > 1)
 
     def flat(self) -> dict[str, Tensor]:
         """Every statistic under one name: "mean", or "policy.mean" where there are several outputs."""
         return {
-            qualified(head, name, len(self.heads)): tensor
+            qualified(head, name, 2 if self.several else 1): tensor
             for head, statistics in self.heads.items()
             for name, tensor in statistics.items()
         }
 
     def keys(self) -> list[str]:
         """Names of the statistics, or of the heads where there are several."""
-        return list(self._only()) if len(self.heads) == 1 else list(self.heads)
+        return list(self.heads) if self.several else list(self._only())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
 
     def __getitem__(self, name: str) -> Tensor | Prediction:
-        if len(self.heads) > 1 and name in self.heads:
-            return Prediction({name: self.heads[name]}, self.members)
+        if self.several and name in self.heads:
+            return Prediction({name: self.heads[name]}, self.count)
         return self._statistic(name)
 
     def __getattr__(self, name: str) -> Tensor:
@@ -76,7 +81,7 @@ class Prediction:
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {list(tensor.shape)}" for name, tensor in self.flat().items())
-        return f"Prediction({shapes}; members={self.members})"
+        return f"Prediction({shapes}; from {self.count} members)"
 
 
 def qualified(head: str, statistic: str, heads: int) -> str:

@@ -6,9 +6,12 @@ do a model, the live module itself; both through ``torch.func.functional_call`` 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import math
+import operator
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,8 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from ensemble.errors import InputError
-from ensemble.graph import retarget, skeleton
+from ensemble.errors import InputError, ModelError
+from ensemble.graph import places, retarget, skeleton
 from ensemble.structure import Arguments, Structure
 
 Weights = Mapping[str, Tensor]
@@ -46,8 +49,10 @@ class TensorSpec:
         """Raise unless a tensor fits.
 
         Raises:
-            InputError: another number of dimensions or size, or a dtype of another kind.
+            InputError: no tensor, another number of dimensions or size, or a dtype of another kind.
         """
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"The input {self.name!r} must be a tensor, got a {type(tensor).__name__}.")
         fits = tensor.ndim == len(self.shape) and all(
             want in (-1, size) for want, size in zip(self.shape, tensor.shape, strict=False)
         )
@@ -56,7 +61,7 @@ class TensorSpec:
                 f"The input {self.name!r} must have shape {list(self.shape)} (-1: any), got {list(tensor.shape)}."
             )
         if not torch.can_cast(tensor.dtype, self.dtype):
-            raise InputError(f"The input {self.name!r} must be {_plain(self.dtype)}, got {_plain(tensor.dtype)}.")
+            raise InputError(f"The input {self.name!r} must be {plain(self.dtype)}, got {plain(tensor.dtype)}.")
 
 
 class Program:
@@ -93,8 +98,28 @@ class Program:
         self.weight_names = tuple(weight_names)
         self.aliases = dict(aliases)
         self.graph = graph
+        # Where the skeleton keeps each weight, and what it keeps there when no call is under way.
+        self._places = places(graph) if graph is not None else {name: f"model.{name}" for name in self.weight_names}
+        self._empty = dict([*module.named_parameters(), *module.named_buffers()])
         # functional_call swaps tensors on the module it is given: two threads in it would read each other's weights.
         self._lock = threading.RLock()
+
+    def empty_weights(self) -> dict[str, Tensor]:
+        """A tensor without storage, of the right shape and dtype, for each weight."""
+        return {name: self._empty[place] for name, place in self._places.items()}
+
+    def running(self, graph: fx.Graph, empty: Mapping[str, Tensor]) -> Program:
+        """The same signature with another graph, which reads these weights."""
+        return Program(
+            skeleton(graph, dict(empty)),
+            inputs=self.inputs,
+            outputs=self.outputs,
+            arguments=self.arguments,
+            results=self.results,
+            weight_names=empty,
+            aliases={},
+            graph=graph,
+        )
 
     @property
     def live(self) -> bool:
@@ -115,11 +140,9 @@ class Program:
         Returns:
             The flat outputs.
         """
-        if self.graph is not None:
-            return functional_call(self.module, dict(weights), tuple(inputs))  # type: ignore[no-any-return]
-        tied = {alias: weights[name] for alias, name in self.aliases.items() if name in weights}
-        # The wrapper is what functional_call runs, hence the prefix.
-        named = {f"model.{name}": weight for name, weight in {**weights, **tied}.items()}
+        named = {place: weights[name] for name, place in self._places.items()}
+        if self.graph is None:
+            named |= {f"model.{alias}": weights[name] for alias, name in self.aliases.items()}
         return functional_call(self.module, named, tuple(inputs), tie_weights=False)  # type: ignore[no-any-return]
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> list[Tensor]:
@@ -135,6 +158,8 @@ class Program:
         if len(rows) != 1:
             sizes = {spec.name: tensor.shape[0] for spec, tensor in zip(self.inputs, tensors, strict=True)}
             raise InputError(f"All inputs must have the same number of rows, got {sizes}.")
+        if rows == {0}:
+            raise InputError("The inputs have no rows; a batch has at least one.")
         return [t.to(device, spec.dtype) for t, spec in zip(tensors, self.inputs, strict=True)]
 
     def to(self, device: torch.device, dtypes: Mapping[str, torch.dtype]) -> Program:
@@ -144,18 +169,22 @@ class Program:
             device: where the operations that name a device create their tensors.
             dtypes: new dtype of each weight; inputs and outputs of the floating weights' dtype follow it.
         """
-        if self.graph is None:
-            return self
-        shapes = dict(self.module.named_buffers())
-        change = next(((shapes[n].dtype, d) for n, d in dtypes.items() if d.is_floating_point), None)
+        was = {name: self._empty[place].dtype for name, place in self._places.items()}
+        changes = [(was[n], dtypes[n]) for n in was if was[n] != dtypes[n]]
+        change = changes[0] if changes else None
 
         def following(spec: TensorSpec) -> TensorSpec:
             return dataclasses.replace(spec, dtype=change[1]) if change and spec.dtype == change[0] else spec
 
-        graph = retarget(self.graph, device, change)
-        empty = {n: torch.empty_like(shapes[n], dtype=dtypes[n], device="meta") for n in self.weight_names}
-        return Program(
-            skeleton(graph, empty),
+        graph = None
+        if self.graph is None:
+            module = copy.deepcopy(self.module)
+        else:
+            graph = retarget(self.graph, device, change, self._rehearsal.integral if change else ())
+            empty = {n: self._empty[place].to(dtypes[n]) for n, place in self._places.items()}
+            module = skeleton(graph, empty)
+        program = Program(
+            module,
             inputs=[following(spec) for spec in self.inputs],
             outputs=[following(spec) for spec in self.outputs],
             arguments=self.arguments,
@@ -164,6 +193,13 @@ class Program:
             aliases=self.aliases,
             graph=graph,
         )
+        if change and graph is not None:
+            # An output that the model casts on purpose does not follow. (What does not run is refused when it is run.)
+            with contextlib.suppress(RuntimeError, ModelError):
+                actual = program._rehearsal.outputs
+                pairs = zip(program.outputs, actual, strict=True)
+                program.outputs = tuple(dataclasses.replace(spec, dtype=output.dtype) for spec, output in pairs)
+        return program
 
     @functools.cached_property
     def activation_bytes(self) -> int:
@@ -175,11 +211,23 @@ class Program:
         if self.graph is None:
             specs = (*self.inputs, *self.outputs)
             return 64 * sum(math.prod(spec.trailing) * spec.dtype.itemsize for spec in specs)
+        return self._rehearsal.total
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest value that an exported graph makes for one row of one member."""
+        return self._rehearsal.largest
+
+    @functools.cached_property
+    def _rehearsal(self) -> _Rehearsal:
+        assert self.graph is not None
         meta = torch.device("meta")
-        sizes = _Sizes(skeleton(retarget(self.graph, meta), dict(self.module.named_buffers())))
+        weights = {name: self._empty[place] for name, place in self._places.items()}
+        rehearsal = _Rehearsal(skeleton(retarget(self.graph, meta), weights), self.graph)
         with torch.no_grad():
-            sizes.run(*[torch.empty((1, *spec.trailing), dtype=spec.dtype, device=meta) for spec in self.inputs])
-        return sizes.total
+            inputs = [torch.empty((1, *spec.trailing), dtype=spec.dtype, device=meta) for spec in self.inputs]
+            rehearsal.outputs = tuple(rehearsal.run(*inputs))
+        return rehearsal
 
     def example(self, rows: int, device: torch.device, seed: int = 0) -> list[Tensor]:
         """Made-up flat inputs: standard normal numbers, or zeros where integers or booleans are wanted."""
@@ -194,24 +242,47 @@ class Program:
         return [make(spec) for spec in self.inputs]
 
 
-class _Sizes(fx.Interpreter):
-    """Adds up the storage that the nodes of a graph allocate, on tensors without data."""
+class _Rehearsal(fx.Interpreter):
+    """Runs a graph on tensors without data.
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    Attributes:
+        total: bytes of all values together; views share storage, and weights and inputs do not count.
+        largest: bytes of the largest of them.
+        integral: names of the graph's nodes whose value is a tensor that is not floating point.
+        outputs: what the graph returns.
+    """
+
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
         super().__init__(module, garbage_collect_values=False)
+        # The module's nodes are copies, in the same order.
+        self._names = {node: old.name for node, old in zip(module.graph.nodes, graph.nodes, strict=True)}
         self._seen: set[int] = set()
-        self.total = 0
+        self.total = self.largest = 0
+        self.integral: set[str] = set()
+        self.outputs: tuple[Tensor, ...] = ()
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if isinstance(result, Tensor) and not result.is_floating_point():
+            self.integral.add(self._names[n])
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            # Views share storage; weights and inputs are no activations.
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._seen:
                 self._seen.add(tensor.untyped_storage()._cdata)
                 if n.op == "call_function":
-                    self.total += tensor.numel() * tensor.element_size()
+                    size = tensor.untyped_storage().nbytes()
+                    self.total += size
+                    self.largest = max(self.largest, size)
         return result
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not isinstance(target, torch._ops.OpOverload):
+            # Lists can be repeated and numbers grow without end; sizes do neither.
+            numbers = args[1:] if target is operator.getitem else args
+            if not all(isinstance(number, int | float) and abs(number) < 2**63 for number in numbers):
+                raise ModelError(f"The graph calls {target.__name__} with something else than sizes.")
+        return super().call_function(target, args, kwargs)
 
-def _plain(dtype: torch.dtype) -> str:
+
+def plain(dtype: torch.dtype) -> str:
+    """Without the "torch."."""
     return str(dtype).removeprefix("torch.")

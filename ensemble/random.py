@@ -32,7 +32,7 @@ _FIRST_SEGMENT = (127 - 1) << _SEGMENT_BITS
 # Values are rounded to this grid before the parabolas are laid through them: no value lies within 1e-12 of the
 # middle between two grid points (a test shows it), so a C library's error of 1e-15 cannot change the table.
 _GRID = 2.0**24
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 
 
 def _tail_quantile(p: float) -> float:
@@ -98,13 +98,20 @@ def standard_normal(seed: int, members: range, parameter: str, shape: Sequence[i
 
 def root_mean_square(weight: Tensor) -> float:
     """√(mean of squares), by a summation tree of fixed shape so that every machine gets the same bits."""
-    squares = weight.detach().to("cpu", torch.float64).reshape(-1).square()
-    size = squares.numel()
+    flat = weight.detach().to("cpu").reshape(-1)
+    size = flat.numel()
     if size == 0:
         return 0.0
-    while squares.numel() > 1:
-        if squares.numel() % 2:
-            squares = torch.cat([squares, squares.new_zeros(1)])
-        half = squares.numel() // 2
-        squares = squares[:half] + squares[half:]
-    return math.sqrt(float(squares) / size)
+    # The first level in pieces, since a float64 copy of the weight would be twice its size.
+    left = (size + 1) // 2
+    sums = torch.empty(left, dtype=torch.float64, device="cpu")
+    for start in range(0, left, _BLOCK):
+        stop = min(left, start + _BLOCK)
+        sums[start:stop] = flat[start:stop].double().square()
+        upper = flat[left + start : left + stop].double().square()
+        sums[start : start + len(upper)] += upper
+    while left > 1:
+        half = (left + 1) // 2
+        sums[: left - half] += sums[half:left]
+        left = half
+    return math.sqrt(float(sums[0]) / size)

@@ -64,6 +64,8 @@ def heads(task: Task, outputs: Sequence[TensorSpec]) -> list[Head]:
             )
         return [Head("output", pair, outputs[0].trailing, outputs[0].batch_dim)]
     for spec in outputs:
+        if spec.dtype.is_complex:
+            raise ModelError(f"The output {spec.name!r} is complex; return its torch.view_as_real.")
         if task == "classification" and (not spec.trailing or spec.trailing[-1] < 2):
             raise ModelError(
                 f"Classification needs logits with at least two classes in the last dimension; {spec.name!r} has "

@@ -11,18 +11,23 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from ensemble.errors import RecipeError
+from ensemble.perturbation.factors import Factors
 
 
 class Perturbation(ABC):
-    """Base of the recipes. Subclasses are frozen dataclasses and pass their name: ``class X(..., name="x")``."""
+    """Base of the recipes. Subclasses are frozen dataclasses and pass their name: ``class X(..., name="x")``.
+
+    A subclass without a name is a base of several recipes and no recipe itself.
+    """
 
     known: ClassVar[dict[str, type[Perturbation]]] = {}
     name: ClassVar[str]
 
-    def __init_subclass__(cls, *, name: str, **rest: Any) -> None:
+    def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
         super().__init_subclass__(**rest)
-        cls.name = name
-        Perturbation.known[name] = cls
+        if name is not None:
+            cls.name = name
+            Perturbation.known[name] = cls
 
     @abstractmethod
     def select(self, weights: Mapping[str, Tensor], trainable: Collection[str]) -> list[str]:
@@ -51,6 +56,15 @@ class Perturbation(ABC):
         Returns:
             Tensor of shape (len(members), *weight.shape) with the dtype and device of ``weight``.
         """
+
+    def factors(self, name: str, weight: Tensor, seed: int, members: range) -> Factors | None:
+        """The same weights as thin factors on the trained value, where the recipe has them in that form.
+
+        Returns:
+            Factors in float32 or better on the CPU, which materialise to what :meth:`draw` gives; None for a weight
+            whose members are dense.
+        """
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain JSON values; :meth:`from_settings` is the inverse."""

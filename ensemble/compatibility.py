@@ -1,0 +1,82 @@
+"""How each weight of an ensemble runs, and why: in words that a user can act on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from ensemble.ensemble import Ensemble
+from ensemble.structured import LEFT, RIGHT, Shape, factorable
+
+How = Literal["shared", "stacked", "factored", "dense fallback"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One weight.
+
+    Attributes:
+        name: in the model's state dict.
+        shape: of one member.
+        how: "shared" stands once for all members; "factored" once, with thin factors for each member; "stacked" and
+            "dense fallback" are held in full by each member, the latter although the recipe has factors.
+        why: the reason, and what would change it.
+        nbytes: memory for all members.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    how: How
+    why: str
+    nbytes: int
+
+
+def compatibility(ensemble: Ensemble) -> list[Row]:
+    """A row for each weight that the program reads, in its order."""
+    members, origin = ensemble.members, ensemble.origin
+    reasons = _fallbacks(ensemble)
+
+    def size(*names: str) -> int:
+        tensors = [{**members.shared, **members.stacked}[name] for name in names]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    rows = []
+    for name in ensemble.program.weight_names:
+        if name in members.factored:
+            shape = members.factored[name].size
+            text = "used in products only, which run on the shared weight and the factors"
+            rows.append(Row(name, shape, "factored", text, size(name, name + LEFT, name + RIGHT)))
+        elif name in members.shared:
+            text = "equal in all models" if origin.recipe is None else "the recipe does not touch it"
+            rows.append(Row(name, tuple(members.shared[name].shape), "shared", text, size(name)))
+        else:
+            shape = tuple(members.stacked[name].shape[1:])
+            if name in reasons:
+                text = f"used by {reasons[name]}, which has no form on factors; exclude it to keep it shared"
+                rows.append(Row(name, shape, "dense fallback", text, size(name)))
+            else:
+                rows.append(Row(name, shape, "stacked", _dense(ensemble, len(shape)), size(name)))
+    return rows
+
+
+def _dense(ensemble: Ensemble, dimensions: int) -> str:
+    recipe = ensemble.origin.recipe
+    if recipe is None:
+        return "differs between the models"
+    if dimensions < 2:
+        return "a vector, too small to factor"
+    return f"{recipe.name} gives every member a full weight; low_rank or rank1 would need far less"
+
+
+def _fallbacks(ensemble: Ensemble) -> dict[str, str]:
+    """Weights that the recipe would factor and the program does not let it: {name: operation}."""
+    recipe, origin = ensemble.origin.recipe, ensemble.origin
+    if recipe is None:
+        return {}
+    wanted = {}
+    for name, weight in origin.reference.items():
+        factors = recipe.factors(name, weight, origin.seed, range(1))
+        if factors is not None:
+            wanted[name] = Shape(factors.form, factors.left.shape[-1], tuple(weight.shape))
+    _, reasons = factorable(ensemble.program, wanted)
+    return reasons
