@@ -14,7 +14,13 @@ from typing import TypeVar
 
 import torch
 
+from app.settings import DEVICE
+
 T = TypeVar("T")
+
+
+class DeviceError(Exception):
+    """A device that this machine does not have; the text says what it has."""
 
 
 class Engine:
@@ -46,13 +52,15 @@ def pick_device(setting: str) -> torch.device:
     """The device of a setting; "auto" takes CUDA where there is one.
 
     Raises:
-        RuntimeError: CUDA is asked for and there is none.
+        DeviceError: it is none, or CUDA is asked for and there is none.
     """
+    if not DEVICE.fullmatch(setting):
+        raise DeviceError(f"device must be cpu, cuda, cuda:N or auto, however: {setting!r}")
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(setting)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise RuntimeError(
+        raise DeviceError(
             f"device {setting!r} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA "
             "devices; use --device cpu or auto"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import re
 import sys
 import time
 from typing import Any
@@ -14,6 +15,8 @@ request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request
 
 # What every record has; whatever else it carries was given as ``extra``.
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+# Controls of ASCII and of Latin-1, what splits lines or reverses text, and halves of characters.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -37,7 +40,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return json.dumps(event, default=str, ensure_ascii=False)
+        # Plain ASCII: what reads lines may take U+2028 and its like for an end of one.
+        return json.dumps(event, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -46,10 +50,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
-        # Control characters that a client smuggled in must not begin a line of their own.
-        message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
-        text = f"{stamp} {record.levelname.lower():7} {message}{fields}"
+        text = printable(f"{stamp} {record.levelname.lower():7} {record.getMessage()}{fields}")
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def printable(text: str) -> str:
+    """Text in which what a client smuggled in cannot begin a line of its own, or steer a terminal."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def configure(level: str, style: str) -> None:

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from numpy.typing import NDArray
 
 from app.repository import Repository
-from app.served import Served
+from app.served import Served, few_digits
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _ERRORS = {
@@ -20,6 +20,9 @@ _ERRORS = {
     "429": "too many rows wait; Retry-After says when to come back",
     "503": "the model is loading, or the service is shutting down",
 }
+# As everywhere, null is as good as left out, and a number is an id too.
+_ID = {"type": ["string", "number", "null"], "pattern": "^[A-Za-z0-9._:-]{0,128}$"}
+_PARAMETERS = {"type": ["object", "null"]}
 _TENSOR = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
@@ -27,7 +30,7 @@ _TENSOR = {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "datatype": {"type": "string", "examples": ["FP32"]},
-        "parameters": {"type": "object"},
+        "parameters": _PARAMETERS,
         "data": {"type": "array", "items": {}, "description": "row-major, flat or nested"},
     },
 }
@@ -38,32 +41,32 @@ _PREDICT = {
     "properties": {
         "inputs": {
             "description": "a list of rows, or an object with a list of rows for each input",
-            "anyOf": [{"type": "array"}, {"type": "object"}],
+            "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}],
         },
-        "outputs": {"type": "array", "items": {"type": "string"}, "description": "statistics to send back"},
-        "id": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
-        "parameters": {"type": "object"},
+        "outputs": {"type": ["array", "null"], "items": {"type": "string"}, "description": "statistics to send back"},
+        "id": _ID,
+        "parameters": _PARAMETERS,
     },
 }
 _INFER = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
-        "parameters": {"type": "object"},
-        "inputs": {"type": "array", "items": _TENSOR},
+        "id": _ID,
+        "parameters": _PARAMETERS,
+        "inputs": {"type": "array", "minItems": 1, "items": _TENSOR},
         "outputs": {
-            "type": "array",
+            "type": ["array", "null"],
             "items": {
                 "type": "object",
                 "required": ["name"],
-                "properties": {"name": {"type": "string"}, "parameters": {"type": "object"}},
+                "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
             },
         },
     },
 }
-# Digits that a person needs in an example.
-_SHOWN = 4
+# An example of more numbers than this makes the page unusable.
+_MOST_NUMBERS = 10_000
 
 
 def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
@@ -87,10 +90,13 @@ def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
                     parameter["example"] = next(iter(choices))
             for status, text in _ERRORS.items():
                 operation["responses"][status] = _json(_ERROR, description=text)
+        shown = [m for m in ready if _numbers_in_example(m) <= _MOST_NUMBERS]
+        if path == "/predict":
+            shown = [m for m in shown if m.name == repository.default]
         if path.endswith("/predict"):
-            _fill(methods["post"], _PREDICT, {m.name: (_predict_request(m), _predict_answer(m)) for m in ready})
+            _fill(methods["post"], _PREDICT, {m.name: (_predict_request(m), _predict_answer(m)) for m in shown})
         elif path.endswith("/infer"):
-            _fill(methods["post"], _INFER, {m.name: (_infer_request(m), _infer_answer(m)) for m in ready})
+            _fill(methods["post"], _INFER, {m.name: (_infer_request(m), _infer_answer(m)) for m in shown})
     return whole
 
 
@@ -132,6 +138,10 @@ def _describe(repository: Repository) -> str:
             outputs.setdefault((output.name, output.description, output.unit), []).append(entry.name)
     lines += [f"| `{n}` | {d} | {u} | {', '.join(names)} |" for (n, d, u), names in outputs.items()]
     return "\n".join(lines)
+
+
+def _numbers_in_example(model: Served) -> int:
+    return sum(array.size for array in [*model.example_inputs.values(), *model.example_outputs.values()])
 
 
 def _predict_request(model: Served) -> dict[str, Any]:
@@ -185,5 +195,8 @@ def _infer_answer(model: Served) -> dict[str, Any]:
 
 def _numbers(array: NDArray[Any]) -> Any:
     if np.issubdtype(array.dtype, np.floating):
-        return np.round(array.astype(np.float64), _SHOWN).tolist()
+        # JSON has neither NaN nor infinity.
+        exact = few_digits(array.astype(np.float64)).astype(object)
+        exact[~np.isfinite(array)] = None
+        return exact.tolist()
     return array.tolist()

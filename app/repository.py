@@ -33,6 +33,10 @@ class RepositoryError(Exception):
     """The directory cannot be served; the text says what to do."""
 
 
+class _Stopped(Exception):  # noqa: N818 - no error, but the way out of a load
+    """The service ends while a model is being loaded."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One version of one model.
@@ -57,8 +61,15 @@ def scan(root: Path) -> dict[str, dict[str, Path]]:
     """Every model below a directory: {name: {version: its directory}}, versions ascending.
 
     Raises:
-        RepositoryError: there is no such directory, or no model in it.
+        RepositoryError: there is no such directory, no model in it, or it cannot be read.
     """
+    try:
+        return _scan(root)
+    except OSError as error:
+        raise RepositoryError(f"The models in {root} cannot be read: {error.strerror}: {error.filename}.") from error
+
+
+def _scan(root: Path) -> dict[str, dict[str, Path]]:
     if not root.is_dir():
         raise RepositoryError(
             f"There is no directory {root}. Make a model first (ensembled build ... {root}/NAME/1, or make serve in "
@@ -115,12 +126,18 @@ class Repository:
         if default is not None and default not in self.entries:
             raise RepositoryError(f"The default model {default!r} is not in {root}; there are {', '.join(self.names)}.")
         self._default = default
+        self._stopped = False
         self.on_change: Callable[[], None] = lambda: None
 
     @property
     def names(self) -> list[str]:
         """Names of all models, loaded or not."""
         return list(self.entries)
+
+    @property
+    def default(self) -> str | None:
+        """Name of the model that is asked when none is named; None if there is none."""
+        return self._default or (self.names[0] if len(self.names) == 1 else None)
 
     @property
     def ready(self) -> bool:
@@ -132,14 +149,21 @@ class Repository:
         for name in self.names:
             await self._load(name)
 
+    def stop_loading(self) -> None:
+        """Leave what is being loaded at its next step."""
+        self._stopped = True
+
     async def _load(self, name: str) -> None:
         entry = self._change(name, state="LOADING", reason="loading")
         begun = time.perf_counter()
 
         def progress(doing: str, part: float) -> None:
+            if self._stopped:
+                raise _Stopped
             self._change(name, reason=f"{doing} ({part:.0%})")
 
         def work() -> Served:
+            progress("reading", 0.0)
             return served.load(
                 entry.name,
                 entry.version,
@@ -153,8 +177,12 @@ class Repository:
         about = {"model": entry.name, "version": entry.version}
         try:
             model = await self._engine.run(work)
+        except _Stopped:
+            self._change(name, state="UNAVAILABLE", reason="the service is shutting down")
         except EnsembledError as error:
-            self._change(name, state="UNAVAILABLE", reason=str(error))
+            # The reason is public, and where the models are is not.
+            public = str(error).replace(str(entry.path), f"{entry.name}/{entry.version}")
+            self._change(name, state="UNAVAILABLE", reason=public)
             log.error("model cannot be served: %s", error, extra=about)
         except Exception as error:
             self._change(name, state="UNAVAILABLE", reason="an unexpected error; the log explains it")
@@ -181,7 +209,7 @@ class Repository:
             NotFound: there is none.
         """
         if name is None:
-            name = self._default or (self.names[0] if len(self.names) == 1 else None)
+            name = self.default
             if name is None:
                 raise NotFound(
                     f"there is no default model among {', '.join(self.names)}; ask POST /v1/models/NAME/predict, or "

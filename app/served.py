@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import ensemble
+from app.errors import BadRequest, Unavailable
 from app.protocol import TensorSpec
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -27,7 +27,7 @@ _DATATYPES = {
     # JSON has no 16-bit numbers; a model in half precision takes float32 and rounds it itself.
     torch.float16: "FP32", torch.bfloat16: "FP32",
 }  # fmt: skip
-_WARM_SECONDS = 5.0
+_MEASURE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Served:
         inputs: what it takes.
         outputs: what may be asked of it, by name.
         error: largest relative difference from the loop over members, found when it was loaded.
-        seconds: measured time of one call, by rows.
         example_inputs, example_outputs: one row and its real answer, for the documentation.
     """
 
@@ -72,7 +71,6 @@ class Served:
     inputs: tuple[TensorSpec, ...]
     outputs: dict[str, OutputSpec]
     error: float = 0.0
-    seconds: dict[int, float] = field(default_factory=dict)
     example_inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     example_outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -92,6 +90,10 @@ class Served:
         Args:
             inputs: an array for each input, of its datatype, all with the same number of rows.
             outputs: names of statistics.
+
+        Raises:
+            BadRequest: the model cannot be evaluated on these values.
+            Unavailable: there is not enough memory for these rows.
         """
         rows = next(iter(inputs.values())).shape[0]
         wanted = list(outputs)
@@ -105,9 +107,36 @@ class Served:
 
     def _infer(self, inputs: Arrays, outputs: list[str]) -> dict[str, NDArray[Any]]:
         tensors = {spec.name: to_tensor(inputs[spec.name]) for spec in self.inputs}
-        prediction = self.ensemble.predict(tensors, statistics=outputs)
-        found = prediction.flat()
+        try:
+            found = self.ensemble.predict(tensors, statistics=outputs).flat()
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise Unavailable("there is not enough memory for this many rows at once; send fewer") from error
+            if not self._example_works():
+                raise
+            # Shapes and datatypes were checked before, so it is the values.
+            raise BadRequest(
+                "the model cannot be evaluated on these values, although it can on its example; an index beyond the "
+                "model's table is a usual reason"
+            ) from error
         return {name: found[name].cpu().numpy() for name in outputs}
+
+    def _example_works(self) -> bool:
+        try:
+            self.ensemble.predict(dict(zip((s.name for s in self.inputs), self.ensemble.example(1), strict=True)))
+        except Exception:
+            return False
+        return True
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU PyTorch has no class of its own for it.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def wrap(name: str, version: str, made: ensemble.Ensemble, max_batch: int) -> Served:
+    """An ensemble that is loaded already, neither measured nor checked."""
+    return Served(name, version, made, max_batch, _input_specs(made), _output_specs(made))
 
 
 def load(
@@ -120,7 +149,7 @@ def load(
     max_batch: int,
     progress: Progress,
 ) -> Served:
-    """Load a saved ensemble, check it against the loop over members, and run it until it is warm.
+    """Load a saved ensemble, measure the ways of running it, and check each against the loop over members.
 
     Raises:
         ensemble.EnsembledError: it cannot be loaded or gives wrong answers; the text says why.
@@ -131,33 +160,22 @@ def load(
         dtype=dtype,
         progress=lambda done, total: progress("drawing members", done / total),
     )
-    served = Served(name, version, made, max_batch, _input_specs(made), _output_specs(made))
+    served = wrap(name, version, made, max_batch)
+    sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power <= max_batch]
+    progress("measuring ways of running", 0.0)
+    plan = made.measure(
+        sizes,
+        seconds=_MEASURE_SECONDS,
+        progress=lambda rows: progress(f"measuring ways of running {rows} rows", sizes.index(rows) / len(sizes)),
+    )
     progress("checking against the loop over members", 0.0)
-    error = made.check()
-    example = dict(zip((s.name for s in served.inputs), map(to_array, made.example(1)), strict=True))
-    seconds = _warm(served, progress)
-    answer = served.infer(example, served.defaults)
-    return Served(
-        name, version, made, max_batch, served.inputs, served.outputs, error, seconds, example, answer
-    )  # fmt: skip
-
-
-def _warm(served: Served, progress: Progress) -> dict[int, float]:
-    """Run growing batches, each twice, until the largest or until the time is spent."""
-    sizes = [1 << power for power in range(served.max_batch.bit_length()) if 1 << power <= served.max_batch]
-    seconds: dict[int, float] = {}
-    begun = time.perf_counter()
-    for number, rows in enumerate(sizes):
-        progress(f"warming up, {rows} rows", number / len(sizes))
-        tensors = served.ensemble.example(rows)
-        arrays = dict(zip((s.name for s in served.inputs), map(to_array, tensors), strict=True))
-        for _ in range(2):
-            start = time.perf_counter()
-            served.infer(arrays, served.defaults)
-            seconds[rows] = time.perf_counter() - start
-        if time.perf_counter() - begun + 4 * seconds[rows] > _WARM_SECONDS:
-            break
-    return seconds
+    error = made.check(made.example(plan.ways[0].rows))
+    for way in plan.ways[1:]:
+        error = max(error, made.check(made.example(way.rows)))
+    # Rounded before it is answered, so that whoever copies it from the documentation gets that answer.
+    rows = [few_digits(to_array(tensor)) for tensor in made.example(1)]
+    example = dict(zip((s.name for s in served.inputs), rows, strict=True))
+    return replace(served, error=error, example_inputs=example, example_outputs=served.infer(example, served.defaults))
 
 
 def _input_specs(made: ensemble.Ensemble) -> tuple[TensorSpec, ...]:
@@ -169,6 +187,13 @@ def _output_specs(made: ensemble.Ensemble) -> dict[str, OutputSpec]:
         name: OutputSpec(name, _DATATYPES[s.dtype], (-1, *shape), s.description, s.unit, s.default)
         for name, (s, shape) in made.described_statistics().items()
     }
+
+
+def few_digits(array: NDArray[Any]) -> NDArray[Any]:
+    """Numbers with as many digits as a person needs in an example; of the same dtype."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return array
+    return np.array([float(f"{value:.4g}") for value in array.ravel()], dtype=array.dtype).reshape(array.shape)
 
 
 def to_tensor(array: NDArray[Any]) -> Tensor:

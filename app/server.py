@@ -12,14 +12,16 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 
 from app import metrics
+from app.connection import Connection
 from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.middleware import BodyLimit, Observation
 from app.middleware.answer import error_response
 from app.openapi import document
 from app.routes import v1, v2
+from app.routes.common import json_response
 from app.service import Service
 from app.settings import Settings
 from app.version import VERSION
@@ -32,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         RepositoryError: there is no model to serve.
-        RuntimeError: the device is not there.
+        DeviceError: the device is not there.
     """
     service = Service(settings)
 
@@ -46,13 +48,19 @@ def create_app(settings: Settings) -> FastAPI:
 
     # The pages' scripts come from the package, so they work without the internet.
     app = FastAPIOffline(
-        title="ensembled", version=VERSION, redoc_url=None, lifespan=lifespan, static_url="/docs/static"
+        title="ensembled",
+        version=VERSION,
+        redoc_url=None,
+        lifespan=lifespan,
+        static_url="/docs/static",
+        # A redirect names the host that the client named, and few clients follow one with a body.
+        redirect_slashes=False,
     )
     app.state.service = service
     app.include_router(v1.router)
     app.include_router(v2.router)
 
-    @app.get("/metrics", summary="Prometheus metrics", tags=["Operation"])
+    @app.get("/metrics", summary="Prometheus metrics", tags=["Operation"], response_class=PlainTextResponse)
     async def metrics_page() -> Response:
         return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
@@ -84,11 +92,16 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
             text = f"{request.method} is not allowed here" + (f"; use {allowed}" if allowed else "")
             return error_response(MethodNotAllowed(text, allow=[allowed] if allowed else []))
         case _:
-            return Response(status_code=error.status_code, headers=error.headers)
+            # The framework's own, whose text is the status in words.
+            return json_response({"error": str(error.detail).lower()}, error.status_code, error.headers)
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, which port 0 leaves open until then."""
+    """Says where it listens, which port 0 leaves open until then; and stops loading at once when it is to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -98,13 +111,18 @@ class _Server(uvicorn.Server):
                 shown = f"[{host}]" if ":" in host else host
                 log.info("listening on http://%s:%d (documentation at /docs)", shown, port)
 
+    async def shutdown(self, sockets: Any = None) -> None:
+        # Accepted requests wait for the thread that loads.
+        self.service.repository.stop_loading()
+        await super().shutdown(sockets)
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted.
 
     Raises:
-        RepositoryError, RuntimeError: as :func:`create_app`.
-        OSError: the address is taken, or is none of this machine's.
+        RepositoryError, DeviceError: as :func:`create_app`.
+        SystemExit: the address is taken, or is none of this machine's; the log says which.
     """
     app = create_app(settings)
     server = _Server(
@@ -112,12 +130,14 @@ def serve(settings: Settings) -> None:
             app,
             host=settings.host,
             port=settings.port,
-            http="httptools",
+            http=Connection,
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
-        )
+        ),
+        app.state.service,
     )
     # uvicorn raises the signal again once it has stopped; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):

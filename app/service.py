@@ -7,6 +7,7 @@ the engine, the protocol encodes. Nothing else touches a model.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection
 
@@ -32,7 +33,7 @@ class Service:
 
     Raises:
         RepositoryError: there is no model to serve.
-        RuntimeError: the device is not there.
+        DeviceError: the device is not there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -61,9 +62,12 @@ class Service:
 
     async def stop(self) -> None:
         """Finish what was accepted, and end."""
+        self.repository.stop_loading()
+        await self.batcher.close()
         if self._loading is not None:
             self._loading.cancel()
-        await self.batcher.close()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loading
         self.engine.close()
         log.info("stopped")
 

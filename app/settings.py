@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PREFIX = "ENSEMBLED_"
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
 
 
 class SettingsError(Exception):
     """A setting that cannot be used; the text names it and says what would be right."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """See the module."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: Path = Field(Path("models"), description="directory of models: NAME/VERSION/manifest.json below it")
     host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs allow-public")
@@ -34,9 +35,9 @@ class Settings(BaseSettings):
     allow_public: bool = Field(
         False, description="permit listening on an address that others can reach, although no key guards it"
     )
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|auto)$", description="cpu, cuda, cuda:1, or auto")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, or auto")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
-        None, description="dtype of the weights; as they were saved by default"
+        None, description="dtype of the weights (float32, bfloat16, float16, float64); as they were saved by default"
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="threads of one operation; PyTorch's choice by default"
@@ -47,15 +48,25 @@ class Settings(BaseSettings):
     max_batch: int = Field(64, ge=1, le=65536, description="rows that waiting requests are merged to in one call")
     max_queue: int = Field(4096, ge=1, description="rows that may wait; beyond it requests are answered 429")
     max_body: int = Field(16 * 2**20, ge=1024, description="bytes of a request's body; beyond it 413")
-    shutdown_timeout: float = Field(30, gt=0, description="seconds that accepted requests get to finish after SIGTERM")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
-    log_format: Literal["json", "text"] = Field("text", description="text for people, or one JSON object a line")
+    shutdown_timeout: float = Field(
+        30, gt=0, le=86400, description="seconds that accepted requests get to finish after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is logged: debug, info, warning or error"
+    )
+    log_format: Literal["json", "text"] = Field("text", description="text for people, or json: one object a line")
 
     @field_validator("threads", "dtype", "default_model", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
-        # Compose files pass variables that are not set as empty text.
         return None if value == "" else value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not DEVICE.fullmatch(value):
+            raise ValueError("must be cpu, cuda, cuda:N or auto")
+        return value
 
     @model_validator(mode="after")
     def _public_only_on_purpose(self) -> Settings:
@@ -65,28 +76,6 @@ class Settings(BaseSettings):
                 "127.0.0.1, or say --allow-public (ENSEMBLED_ALLOW_PUBLIC=1) where something in front of it does"
             )
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings, _File(settings_cls))
-
-
-class _File(PydanticBaseSettingsSource):
-    """The TOML file, if one is named."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        named = os.environ.get(f"{PREFIX}CONFIG")
-        return _read_toml(Path(named)) if named else {}
 
 
 def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -99,23 +88,40 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
     Raises:
         SettingsError: with one line for each setting that is wrong.
     """
-    given = dict(flags)
-    if config is not None:
-        # Between flags and the environment nothing may come, so the file's values yield to both.
-        environment = {name for name in Settings.model_fields if f"{PREFIX}{name}".upper() in os.environ}
-        given = {k: v for k, v in _read_toml(config).items() if k not in environment} | given
+    # Compose files pass variables that are not set as empty text.
+    given = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and value}
+    file = config or (Path(given[f"{PREFIX}CONFIG"]) if f"{PREFIX}CONFIG" in given else None)
+    environment = {name: given[key] for name in Settings.model_fields if (key := f"{PREFIX}{name.upper()}") in given}
+    # Each later one wins.
+    sources = [
+        (f"in {file}, {{}}", _read_toml(file) if file else {}),
+        (f"{PREFIX}{{}}", environment),
+        ("--{}", dict(flags)),
+    ]
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for place, source in sources:
+        values |= source
+        places |= dict.fromkeys(source, place)
     try:
-        return Settings(**given)
+        return Settings(**values)
     except ValidationError as error:
-        raise SettingsError("\n".join(_sentence(e) for e in error.errors())) from None
+        raise SettingsError("\n".join(_sentence(dict(e), places) for e in error.errors())) from None
 
 
-def _sentence(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+def _sentence(error: Mapping[str, Any], places: Mapping[str, str]) -> str:
     text = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return text
+    name = str(error["loc"][0])
+    place = places.get(name, "{}")
+    if place.startswith("--"):
+        where = place.format(name.replace("_", "-"))
+    else:
+        where = place.format(name.upper() if place.startswith(PREFIX) else name)
     if error["type"] == "extra_forbidden":
-        return f"there is no setting {where!r}; there are {', '.join(Settings.model_fields)}"
-    return f"{where}: {text}, however: {error['input']!r}" if where else text
+        return f"{where}: there is no such setting; there are {', '.join(Settings.model_fields)}"
+    return f"{where}: {text[:1].lower()}{text[1:]}, however: {error['input']!r}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -12,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 import ensemble
 from app.commands.reading import ReadingError, read_rows
+from app.engine import DeviceError, pick_device
+from app.repository import NAME, VERSION
 from ensemble.perturbation import recipes
 from ensemble.tasks import TASKS
 
@@ -38,6 +43,9 @@ examples:
   ensembled build mymodel.py:trained models/mine/1 --task classification --scale 0.05 --members 128
   ensembled build mymodel.py:Net models/mine/2 --weights net.safetensors --example rows.npy --task regression \\
       --set exclude='["head.*"]'"""
+
+
+_LONGEST_REASON = 300
 
 
 class BuildError(Exception):
@@ -80,22 +88,35 @@ def main(args: argparse.Namespace) -> int:
         console.print("checking against the loop over members ...")
         difference = made.check()
         made.save(args.out, overwrite=args.overwrite, keep_example=not args.no_example)
-    except (ensemble.EnsembledError, BuildError, ReadingError) as error:
-        console.print(f"ensembled build: {error}", style="red", markup=False)
+    except (ensemble.EnsembledError, BuildError, ReadingError, DeviceError) as error:
+        print(f"ensembled build: {error}", file=sys.stderr)
         return 1
-    console.print(f"{made}\ndiffers from the loop by {difference:.1e} (relative)\nsaved in {args.out}", markup=False)
-    console.print(f"look at it:  ensembled inspect {args.out}", markup=False)
-    if len(args.out.absolute().parts) > 2:
-        console.print(f"serve it:    ensembled serve --models {args.out.parent.parent}", markup=False)
+    except OSError as error:
+        print(f"ensembled build: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    print(f"{made}\ndiffers from the loop by {difference:.1e} (relative)\nsaved in {args.out}", file=sys.stderr)
+    print(f"look at it:  ensembled inspect {args.out}", file=sys.stderr)
+    whole = args.out.resolve()
+    if VERSION.fullmatch(whole.name) and NAME.fullmatch(whole.parent.name):
+        print(f"serve it:    ensembled serve --models {args.out.parent.parent}", file=sys.stderr)
+    else:
+        print("to serve it, save it as MODELS/NAME/VERSION, such as models/mine/1", file=sys.stderr)
     return 0
 
 
 def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
-    console.print(f"running {args.source} ...", markup=False)
+    # Before the model is trained, not after.
+    if args.out.exists() and not args.overwrite:
+        raise BuildError(f"{args.out} exists; --overwrite replaces it")
+    device = None if args.device is None else pick_device(args.device)
+    settings = dict(_setting(text) for text in args.set) | ({} if args.scale is None else {"scale": args.scale})
+    console.print(f"running {args.source} ...", markup=False, soft_wrap=True)
     models, example, metadata = _source(args.source)
+    if len(models) > 1 and (settings or args.weights):
+        raise BuildError(f"{args.source} gives {len(models)} models, stacked as they are: without --scale, --set and "
+                         "--weights")  # fmt: skip
     if args.weights:
-        for model in models:
-            _load_weights(model, args.weights)
+        _load_weights(models[0], args.weights)
     if args.example:
         example = _example(args.example)
     if example is None:
@@ -107,12 +128,11 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
         "task": args.task,
         "noise_variance": args.noise_variance,
         "metadata": metadata,
-        "device": args.device,
+        "device": device,
     }
     if len(models) > 1:
         made = ensemble.stack(models, **common)
         return made.to(dtype=getattr(torch, args.dtype)) if args.dtype else made
-    settings = dict(_setting(text) for text in args.set) | ({} if args.scale is None else {"scale": args.scale})
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"drawing {args.members} members", total=None)
         return ensemble.perturb(
@@ -154,13 +174,24 @@ def _source(text: str) -> tuple[list[nn.Module], Any, dict[str, Any]]:
         raise BuildError(f"{where} has no {name!r}")
     try:
         value = found() if callable(found) and not isinstance(found, nn.Module) else found
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BuildError(f"{text} failed: {type(error).__name__}: {error}") from error
     parts = value if isinstance(value, tuple) else (value,)
-    models = list(parts[0]) if isinstance(parts[0], list) else [parts[0]]
-    if not 1 <= len(parts) <= 3 or not models or not all(isinstance(model, nn.Module) for model in models):
-        raise BuildError(f"{text} must give a model, (model, example) or (model, example, metadata)")
-    return models, parts[1] if len(parts) > 1 else None, dict(parts[2]) if len(parts) > 2 else {}
+    first, example, metadata = (*parts, None, None, None)[:3]
+    models = first if isinstance(first, list) else [first]
+    if len(parts) > 3 or not models or not all(isinstance(model, nn.Module) for model in models):
+        raise BuildError(
+            f"{text} must give a model, (model, example) or (model, example, metadata), however: {_kind(value)}"
+        )
+    if not isinstance(metadata, dict | None):
+        raise BuildError(f"the metadata of {text} must be a dict, however: {_kind(metadata)}")
+    return models, example, metadata or {}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_kind(part) for part in value)})"
+    return f"{type(value).__name__} {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _module(where: str) -> Any:
@@ -171,30 +202,45 @@ def _module(where: str) -> Any:
         path = Path(where)
         if not path.is_file():
             raise BuildError(f"there is no file {where}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        # A file may be called as a module that is in use, such as ensemble.py.
+        name = path.stem if path.stem not in sys.modules else f"{path.stem}_to_build"
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         # What the file imports from beside itself, and classes that look themselves up by their module.
         sys.path.insert(0, str(path.parent.absolute()))
-        sys.modules[path.stem] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
         return module
     except BuildError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BuildError(f"{where} cannot be run: {type(error).__name__}: {error}") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    from safetensors.torch import load_file
-
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except OSError as error:
+        raise BuildError(f"the weights in {path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise BuildError(f"the weights in {path} cannot be read: {_line(error)}") from error
+    except Exception as error:
+        # PyTorch's own text tells how to read what it refused all the same.
+        raise BuildError(
+            f"the weights in {path} are no plain state dict: to read them would run code from the file, which is never "
+            "done, or they are damaged; save model.state_dict(), best as .safetensors"
+        ) from error
+    try:
         model.load_state_dict(state)
     except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BuildError(f"the weights in {path} do not fit the model, or cannot be read safely: {text}") from error
+        raise BuildError(f"the weights in {path} do not fit the model: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"
 
 
 def _example(path: Path) -> Any:
@@ -203,7 +249,7 @@ def _example(path: Path) -> Any:
     return as_tensors[""] if list(as_tensors) == [""] else as_tensors
 
 
-def _trained_dtype(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _trained_dtype(array: NDArray[Any]) -> NDArray[Any]:
     """Files hold float64 by default, models do not."""
     return array.astype(np.float32) if array.dtype == np.float64 else array
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
             name: {"description": s.description, "unit": s.unit, "default": s.default, "shape": [-1, *shape]}
             for name, (s, shape) in made.described_statistics().items()
         },
-        "weights": _weights(made),
+        "weights": [dataclasses.asdict(row) for row in ensemble.compatibility(made)],
     }
     if args.json:
         print(json.dumps(about))
@@ -72,18 +73,9 @@ def _operations(made: ensemble.Ensemble) -> int:
     return sum(node.op == "call_function" for node in made.program.graph.nodes)
 
 
-def _weights(made: ensemble.Ensemble) -> list[dict[str, Any]]:
-    rows = []
-    for name in made.program.weight_names:
-        own = name in made.members.stacked
-        tensor = made.members.stacked[name][0] if own else made.members.shared[name]
-        size = tensor.numel() * tensor.element_size() * (len(made) if own else 1)
-        rows.append({"name": name, "shape": list(tensor.shape), "members": "own" if own else "shared", "bytes": size})
-    return rows
-
-
 def _show(about: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    # What the metadata says is shown as it is.
+    console = Console(highlight=False, markup=False)
     facts = Table(title=about["path"], show_header=False)
     recipe = about["recipe"]
     made = f"{recipe['name']} {recipe['settings']}" if recipe else "separately trained models"
@@ -108,7 +100,7 @@ def _show(about: dict[str, Any]) -> None:
     for name, s in about["statistics"].items():
         statistics.add_row(name + (" *" if s["default"] else ""), s["unit"], str(s["shape"]), s["description"])
     console.print(statistics)
-    weights = Table("weight", "shape", "each member has", "memory", title="weights")
+    weights = Table("weight", "shape", "how", "memory", "why", title="weights")
     for row in about["weights"]:
-        weights.add_row(row["name"], str(row["shape"]), row["members"], human(row["bytes"]))
+        weights.add_row(row["name"], str(list(row["shape"])), row["how"], human(row["nbytes"]), row["why"])
     console.print(weights)

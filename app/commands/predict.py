@@ -7,8 +7,10 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +28,10 @@ examples:
   ensembled predict models/digits/1 rows.npy
   ensembled predict http://127.0.0.1:8000 rows.json --model digits --outputs label,mutual_information
   echo '[[0.5, 1.5, 2.5]]' | ensembled predict models/mine/1 - --json"""
+
+
+# Of a saved ensemble; a larger file is asked in slices.
+_ROWS_AT_ONCE = 256
 
 
 class PredictError(Exception):
@@ -50,63 +56,77 @@ def main(args: argparse.Namespace) -> int:
     outputs = [name.strip() for name in args.outputs.split(",")] if args.outputs else None
     ask = _ask_service if args.target.startswith(("http://", "https://")) else _ask_saved
     try:
-        rows = read_rows(args.rows)
-        answer = ask(args, rows, outputs)
+        answer = ask(args, _body(read_rows(args.rows), outputs))
     except (PredictError, ReadingError) as error:
         print(f"ensembled predict: {error}", file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(answer))
     else:
-        Console(highlight=False).print(_table(answer))
+        # Above the table, since a title is broken to the table's width.
+        print(*(f"{key} {answer[key]}" for key in ("model", "version", "members", "seed") if key in answer))
+        Console(highlight=False, markup=False).print(_table(answer))
     return 0
 
 
-def _ask_saved(args: argparse.Namespace, rows: dict[str, NDArray[Any]], outputs: list[str] | None) -> dict[str, Any]:
-    import torch
-
-    import ensemble
-
-    try:
-        made = ensemble.load(args.target, device=args.device)
-        names = [spec.name for spec in made.program.inputs]
-        named = {names[0]: rows[""]} if list(rows) == [""] and len(names) == 1 else rows
-        if set(named) != set(names):
-            raise PredictError(f"this ensemble takes the inputs {names}, the file holds {list(named)}")
-        tensors = {
-            spec.name: torch.from_numpy(np.ascontiguousarray(named[spec.name])).to(spec.dtype)
-            for spec in made.program.inputs
-        }
-        prediction = made.predict(tensors, statistics=outputs)
-    except (ensemble.EnsembledError, RuntimeError) as error:
-        raise PredictError(str(error)) from error
-    flat = {name: tensor.cpu().tolist() for name, tensor in prediction.flat().items()}
-    return {"members": prediction.members, "seed": made.origin.seed, "outputs": flat}
-
-
-def _ask_service(args: argparse.Namespace, rows: dict[str, NDArray[Any]], outputs: list[str] | None) -> dict[str, Any]:
-    import httpx
-
+def _body(rows: dict[str, NDArray[Any]], outputs: list[str] | None) -> bytes:
+    for name, array in rows.items():
+        if not np.isfinite(array).all():
+            raise PredictError(f"{name or 'the file'} holds NaN or infinity, for which JSON has no word")
     inputs: Any = {name: array.tolist() for name, array in rows.items()}
     body: dict[str, Any] = {"inputs": inputs[""] if list(inputs) == [""] else inputs}
     if outputs:
         body["outputs"] = outputs
-    path = f"/v1/models/{args.model}/predict" if args.model else "/predict"
+    return orjson.dumps(body)
+
+
+def _ask_saved(args: argparse.Namespace, body: bytes) -> dict[str, Any]:
+    """The way of a request through the service, without the service."""
+    import ensemble
+    from app.engine import DeviceError, pick_device
+    from app.errors import ServiceError
+    from app.protocol import decode_predict, encode_predict
+    from app.served import wrap
+
+    if args.model:
+        raise PredictError("--model is for a running service; a directory is one model")
+    path = Path(args.target)
     try:
-        reply = httpx.post(args.target.rstrip("/") + path, json=body, timeout=args.timeout)
-        answer: dict[str, Any] = reply.json()
-    except httpx.HTTPError as error:
-        raise PredictError(f"{args.target} does not answer: {error or type(error).__name__}") from None
+        made = ensemble.load(path, device=pick_device(args.device))
+        whole = path.resolve()
+        served = wrap(whole.parent.name, whole.name, made, _ROWS_AT_ONCE)
+        asked = decode_predict(body, served.inputs, served.outputs, served.defaults)
+        arrays = served.infer(asked.inputs, [output.name for output in asked.outputs])
+    except (ensemble.EnsembledError, ServiceError, DeviceError) as error:
+        raise PredictError(str(error)) from error
+    answer: dict[str, Any] = orjson.loads(encode_predict(served.name, served.version, asked, arrays, served.details))
+    return answer
+
+
+def _ask_service(args: argparse.Namespace, body: bytes) -> dict[str, Any]:
+    import httpx
+
+    path = f"/v1/models/{quote(args.model, safe='')}/predict" if args.model else "/predict"
+    headers = {"Content-Type": "application/json"}
+    try:
+        reply = httpx.post(args.target.rstrip("/") + path, content=body, headers=headers, timeout=args.timeout)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise PredictError(f"{args.target} does not answer: {str(error) or type(error).__name__}") from None
+    try:
+        answer = reply.json()
     except ValueError:
-        raise PredictError(f"{args.target} answered {reply.status_code} without JSON; is it ensembled?") from None
+        answer = None
+    if not isinstance(answer, dict) or not (answer.keys() & {"outputs", "error"}):
+        raise PredictError(
+            f"{args.target} answered {reply.status_code}, but not as ensembled does; is it the base URL?"
+        )
     if reply.status_code != 200:
         raise PredictError(f"{args.target} answered {reply.status_code}: {answer.get('error', '')}")
     return answer
 
 
 def _table(answer: dict[str, Any]) -> Table:
-    title = " ".join(f"{key} {answer[key]}" for key in ("model", "version", "members", "seed") if key in answer)
-    table = Table(title=title)
+    table = Table()
     arrays = {name: np.array(values, dtype=object) for name, values in answer["outputs"].items()}
     table.add_column("row", justify="right")
     for name in arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class ReadingError(Exception):
 
 
 def read_rows(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays by input name; a lone one is named "".
+    """Arrays of numbers by input name; a lone one is named "".
 
     Args:
         path: ``.npz`` or a JSON object hold named arrays; ``.npy``, a JSON list, or ``.csv`` (numbers, with or without
@@ -26,41 +27,62 @@ def read_rows(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         ReadingError: it cannot be read as rows.
     """
+    shown = "standard input" if str(path) == "-" else str(path)
     try:
-        if str(path) == "-":
-            return _from_json(json.loads(sys.stdin.read()))
-        match path.suffix:
-            case ".npz":
-                with np.load(path, allow_pickle=False) as arrays:
-                    found = {name: arrays[name] for name in arrays.files}
-                return {"": next(iter(found.values()))} if list(found) == ["arr_0"] else found
-            case ".npy":
-                return {"": np.load(path, allow_pickle=False)}
-            case ".csv":
-                return {"": _from_csv(path)}
-            case ".json":
-                return _from_json(json.loads(path.read_text()))
+        return {name: _rows(name, array) for name, array in _arrays(path).items()}
     except OSError as error:
-        raise ReadingError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, zipfile.BadZipFile, KeyError) as error:
+        raise ReadingError(f"{shown} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ReadingError(f"{path} does not hold rows of numbers: {text}") from None
+        raise ReadingError(f"{shown} does not hold rows of numbers: {text}") from None
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    if str(path) == "-":
+        return _from_json(json.loads(sys.stdin.read()))
+    match path.suffix.lower():
+        case ".npz" | ".npy":
+            # Opened here, since numpy does not close a file whose archive is broken.
+            with path.open("rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+                if isinstance(loaded, np.ndarray):
+                    return {"": loaded}
+                found = {name: loaded[name] for name in loaded.files}
+            return {"": next(iter(found.values()))} if list(found) == ["arr_0"] else found
+        case ".csv":
+            return {"": _from_csv(path)}
+        case ".json":
+            return _from_json(json.loads(path.read_text()))
     raise ReadingError(f"{path}: rows are read from .npy, .npz, .json, .csv or - (JSON from standard input)")
 
 
-def _from_json(value: Any) -> dict[str, NDArray[Any]]:
+def _rows(name: str, value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.ndim == 0 or array.size == 0:
+        raise ValueError(f"{name or 'it'} is not a list of rows of numbers")
+    # What other machines and compilers wrote.
+    return array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="), copy=False)
+
+
+def _from_json(value: Any) -> dict[str, Any]:
     # A request's body is rows too.
     if isinstance(value, dict) and "inputs" in value:
         value = value["inputs"]
-    named = value if isinstance(value, dict) else {"": value}
-    arrays = {name: np.asarray(rows) for name, rows in named.items()}
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf" or array.ndim == 0:
-            raise ValueError(f"{name or 'the list'} is not a list of rows of numbers")
-    return arrays
+    return value if isinstance(value, dict) else {"": value}
 
 
 def _from_csv(path: Path) -> NDArray[Any]:
-    first = path.read_text().split("\n", 1)[0]
-    header = any(c.isalpha() and c not in "eEnNaAiIfF" for c in first)
-    return np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2)
+    # Spreadsheets write a mark of UTF-8 before the first cell.
+    lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    if lines and not _are_numbers(lines[0]):
+        del lines[0]
+    if not lines:
+        raise ValueError("it has no rows")
+    return np.loadtxt(lines, delimiter=",", ndmin=2)
+
+
+def _are_numbers(line: str) -> bool:
+    try:
+        return all(isinstance(float(cell), float) for cell in line.split(","))
+    except ValueError:
+        return False

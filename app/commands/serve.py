@@ -51,12 +51,13 @@ def main(args: argparse.Namespace) -> int:
         return 2
     logs.configure(settings.log_level, settings.log_format)
     # PyTorch is imported here, once the settings are known to be good.
+    from app.engine import DeviceError
     from app.repository import RepositoryError
     from app.server import serve
 
     try:
         serve(settings)
-    except (RepositoryError, RuntimeError) as error:
+    except (RepositoryError, DeviceError) as error:
         print(f"ensembled serve: {error}", file=sys.stderr)
         return 2
     except SystemExit:

@@ -63,7 +63,7 @@ class Observation:
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         # The route's pattern and a loaded model's name, so that clients cannot invent labels.
         route = scope.get("route")
-        path = getattr(route, "path", "unmatched")
+        path = getattr(route, "path", None) or scope.get("root_path") or "other"
         model = scope.get("state", {}).get("model", "")
         self.metrics.requests.labels(path, model, str(status)).inc()
         self.metrics.request_seconds.labels(path).observe(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -34,6 +35,6 @@ async def body_of(request: Request) -> bytes:
         raise BadRequest("the client went away before its request was complete") from None
 
 
-def json_response(document: Any, status: int = 200) -> Response:
+def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Plain JSON."""
-    return Response(orjson.dumps(document), status_code=status, media_type="application/json")
+    return Response(orjson.dumps(document), status_code=status, headers=headers, media_type="application/json")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from app.protocol import decode_predict, encode_predict
 from app.routes.common import body_of, chosen_model, json_response, service_of
-from app.routes.v2 import metadata
+from app.routes.v2 import metadata, states
+from ensemble import compatibility
+from ensemble.plan import LOOP, Way
 
 router = APIRouter(tags=["Plain"])
 
@@ -19,17 +22,18 @@ async def predict_default(request: Request) -> Response:
 
 
 @router.post("/v1/models/{name}/predict", summary="Ask a model")
+async def predict(request: Request, name: str) -> Response:
+    return await _predict(request, name)
+
+
 @router.post("/v1/models/{name}/versions/{version}/predict", summary="Ask a version of a model")
-async def predict(request: Request, name: str, version: str | None = None) -> Response:
+async def predict_with_version(request: Request, name: str, version: str) -> Response:
     return await _predict(request, name, version)
 
 
 @router.get("/v1/models", summary="Every model and its state")
 async def models(request: Request) -> Response:
-    entries = service_of(request).repository.entries.values()
-    return json_response(
-        {"models": [{"name": e.name, "version": e.version, "state": e.state, "reason": e.reason} for e in entries]}
-    )
+    return json_response({"models": states(request)})
 
 
 @router.get("/v1/models/{name}", summary="All that is known of a model")
@@ -44,10 +48,22 @@ async def describe(request: Request, name: str) -> Response:
         "device": str(made.device),
         "dtype": str(made.dtype).removeprefix("torch."),
         "weight_bytes": made.members.nbytes,
+        "weights": [dataclasses.asdict(row) for row in compatibility(made)],
         "checked_against_loop": {"relative_error": model.error},
-        "measured_ms": {str(rows): round(1000 * seconds, 3) for rows, seconds in model.seconds.items()},
+        "plan": [_way(way) for way in made.plan.ways] if made.plan else [],
     }
     return json_response(about)
+
+
+def _way(way: Way) -> dict[str, Any]:
+    """For people and tools: what a batch of so many rows is run as, and what that saves."""
+    return {
+        "rows": way.rows,
+        "way": "loop" if way.chunk == LOOP else "vmap",
+        "members_in_one_call": way.chunk or 1,
+        "ms": round(1000 * way.seconds, 3),
+        "loop_ms": None if way.loop_seconds is None else round(1000 * way.loop_seconds, 3),
+    }
 
 
 async def _predict(request: Request, name: str | None = None, version: str | None = None) -> Response:

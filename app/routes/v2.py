@@ -41,30 +41,47 @@ async def ready(request: Request) -> Response:
 
 @router.post("/repository/index", summary="Models that are there, and their state")
 async def index(request: Request) -> Response:
-    entries = service_of(request).repository.entries.values()
-    return json_response(
-        [{"name": e.name, "version": e.version, "state": e.state, "reason": e.reason} for e in entries]
-    )
+    return json_response(states(request))
 
 
 @router.get("/models/{name}", summary="Model metadata")
+async def model_metadata(request: Request, name: str) -> Response:
+    return json_response(metadata(chosen_model(request, name)))
+
+
 @router.get("/models/{name}/versions/{version}", summary="Model metadata of a version")
-async def model_metadata(request: Request, name: str, version: str | None = None) -> Response:
+async def version_metadata(request: Request, name: str, version: str) -> Response:
     return json_response(metadata(chosen_model(request, name, version)))
 
 
 @router.get("/models/{name}/ready", summary="Can this model answer?")
+async def model_ready(request: Request, name: str) -> Response:
+    return _ready(request, name)
+
+
 @router.get("/models/{name}/versions/{version}/ready", summary="Can this version answer?")
-async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
+async def version_ready(request: Request, name: str, version: str) -> Response:
+    return _ready(request, name, version)
+
+
+@router.post("/models/{name}/infer", summary="Infer")
+async def infer(request: Request, name: str) -> Response:
+    return await _infer(request, name)
+
+
+@router.post("/models/{name}/versions/{version}/infer", summary="Infer with a version")
+async def infer_with_version(request: Request, name: str, version: str) -> Response:
+    return await _infer(request, name, version)
+
+
+def _ready(request: Request, name: str, version: str | None = None) -> Response:
     entry: Entry = service_of(request).repository.entry(name, version)
     if entry.state != "READY":
         raise Unavailable(f"model {entry.name!r} is not ready: {entry.reason}")
     return json_response({"name": entry.name, "version": entry.version, "ready": True})
 
 
-@router.post("/models/{name}/infer", summary="Infer")
-@router.post("/models/{name}/versions/{version}/infer", summary="Infer with a version")
-async def infer(request: Request, name: str, version: str | None = None) -> Response:
+async def _infer(request: Request, name: str, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
     length = parse_header_length(request.headers.get(HEADER_LENGTH))
     asked = decode_infer(await body_of(request), model.inputs, model.outputs, model.defaults, length)
@@ -72,6 +89,12 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
     encoded = encode_infer(model.name, model.version, asked, arrays, datatypes, model.details)
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
+
+
+def states(request: Request) -> list[dict[str, str]]:
+    """Every model, loaded or not."""
+    entries = service_of(request).repository.entries.values()
+    return [{"name": e.name, "version": e.version, "state": e.state, "reason": e.reason} for e in entries]
 
 
 def metadata(model: Served) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""Both formats, as they are written and as the real service writes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+
+from app import logs
+from tests.app.support import plain_body, rows_of, serving
+
+HOSTILE = "a\r\nb\x1b[31m\x00\x7f\x85\x9b\u2028\u202e\ud800\ttab"
+
+
+def record(message: str = "hello %s", *args: object, error: bool = False, **extra: object) -> logging.LogRecord:
+    info = None
+    if error:
+        try:
+            raise ValueError("oh")
+        except ValueError:
+            info = sys.exc_info()
+    made = logging.LogRecord("app.x", logging.WARNING, __file__, 1, message, args or ("you",), info)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_json_is_one_object_a_line_with_the_fields_beside():
+    line = logs.JsonFormatter().format(record(status=200, ms=1.5, other={1}))
+    event = json.loads(line)
+    assert event["message"] == "hello you"
+    assert (event["level"], event["logger"], event["status"], event["ms"]) == ("warning", "app.x", 200, 1.5)
+    assert event["other"] == "{1}"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
+    assert "request_id" not in event
+
+
+def test_both_formats_know_the_request():
+    token = logs.request_id.set("abc")
+    try:
+        assert json.loads(logs.JsonFormatter().format(record()))["request_id"] == "abc"
+        assert logs.TextFormatter().format(record()).endswith(" warning hello you request_id=abc")
+    finally:
+        logs.request_id.reset(token)
+
+
+@pytest.mark.parametrize("formatter", [logs.JsonFormatter(), logs.TextFormatter()])
+def test_what_a_client_sent_can_neither_begin_a_line_nor_steer_a_terminal(formatter):
+    line = formatter.format(record("path %s", HOSTILE, field=HOSTILE))
+    assert len(line.splitlines()) == 1
+    assert line.encode()
+    assert all(character.isprintable() for character in line)
+
+
+def test_json_gives_it_back_as_it_was():
+    event = json.loads(logs.JsonFormatter().format(record("path %s", HOSTILE)))
+    assert event["message"] == f"path {HOSTILE}"
+
+
+def test_an_exception_is_told():
+    assert "ValueError: oh" in json.loads(logs.JsonFormatter().format(record(error=True)))["exception"]
+    assert logs.TextFormatter().format(record(error=True)).splitlines()[-1] == "ValueError: oh"
+
+
+def test_text_of_other_languages_stays_readable():
+    assert "naïve 数字" in logs.TextFormatter().format(record("naïve %s", "数字"))
+
+
+def test_the_real_service_logs_json_that_parses_line_by_line_with_ids_and_without_bodies(service, client):
+    client.post("/predict", json={"inputs": "the-secret-body"}, headers={"X-Request-ID": "my-id-1"})
+    client.get("/nothing%0d%0a%1b%5b31m%e2%80%a8?the-secret-query=1", headers={"X-Request-ID": "my-id-2"})
+    client.post("/predict", content=b'{"inputs": [["the-secret-value"]]}', headers={"Authorization": "the-secret-key"})
+    events = [json.loads(line) for line in service.text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= event.keys() for event in events)
+    found = {event["request_id"]: event for event in events if "request_id" in event}
+    assert found["my-id-1"]["message"] == "POST /predict"
+    assert found["my-id-1"]["status"] == 400
+    assert found["my-id-1"]["ms"] >= 0
+    assert found["my-id-2"]["message"] == "GET /nothing\r\n\x1b[31m\u2028"
+    assert "the-secret" not in service.text()
+
+
+def test_the_real_service_logs_text_without_control_characters(models, tmp_path):
+    with serving(tmp_path / "log", "--models", models, "--log-level", "debug") as server:
+        server.wait_ready()
+        server.get("/evil%0d%0a00:00:00%20info%20forged%1b%5b31m%c2%9b", headers={"X-Request-ID": "bad id"})
+        server.post("/v1/models/house/predict", json=plain_body(rows_of("house", 1)), headers={"X-Request-ID": "ok-1"})
+        assert server.stop() == 0
+        text = server.text()
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    assert all(re.match(r"\d\d:\d\d:\d\d (debug|info|warning|error) ", line) for line in text.splitlines())
+    assert "forged" in next(line for line in text.splitlines() if "GET /evil" in line)
+    assert "POST /v1/models/house/predict status=200" in text
+    assert "request_id=ok-1" in text
+    assert "bad id" not in text
+    assert text.splitlines()[-1].endswith("stopped")

@@ -1,0 +1,162 @@
+"""The documentation: it needs no internet, and what it shows is true."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ensemble
+from tests.app.support import until
+
+POSTS = ("/predict", "/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict",
+         "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")  # fmt: skip
+
+
+@pytest.fixture
+def document(client):
+    return client.get("/openapi.json").json()
+
+
+def test_every_page_and_every_file_of_it_comes_from_the_service(client):
+    page = client.get("/docs").text
+    links = re.findall(r"(?:src|href)=\"([^\"]+)\"|url: '([^']+)'", page)
+    paths = [one or other for one, other in links]
+    assert len(paths) >= 4
+    for path in paths:
+        assert path.startswith("/")
+        assert not path.startswith("//")
+        assert client.get(path).status_code == 200
+    assert not re.search(r"https?://", page)
+
+
+def test_the_document_lists_every_path(document):
+    assert set(document["paths"]) >= {*POSTS, "/v2", "/v2/health/ready", "/v2/repository/index", "/metrics"}
+    names = [o["operationId"] for methods in document["paths"].values() for o in methods.values()]
+    assert len(set(names)) == len(names)
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            stated = {p["name"] for p in operation.get("parameters", [])}
+            assert stated == set(re.findall(r"\{(\w+)\}", path))
+
+
+def same(got, want) -> None:
+    """Equal but for the digits that an example leaves out."""
+    if isinstance(want, dict):
+        assert got.keys() == want.keys()
+        for key in want:
+            same(got[key], want[key])
+    elif isinstance(want, list):
+        assert len(got) == len(want)
+        for one, other in zip(got, want, strict=True):
+            same(one, other)
+    elif isinstance(want, float):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
+    else:
+        assert got == want
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_every_example_gives_the_answer_that_is_shown(client, document, path):
+    post = document["paths"][path]["post"]
+    asked = post["requestBody"]["content"]["application/json"]["examples"]
+    shown = post["responses"]["200"]["content"]["application/json"]["examples"]
+    every = {"classes", "house", "pair", "weather"}
+    assert set(asked) == set(shown) == ({"classes"} if path == "/predict" else every)
+    for model, example in asked.items():
+        version = "2" if model == "classes" else "1"
+        reply = client.post(path.format(name=model, version=version), json=example["value"])
+        assert reply.status_code == 200
+        same(reply.json(), shown[model]["value"])
+
+
+def test_what_the_models_say_is_explained(document, loaded):
+    text = document["info"]["description"]
+    for name, made in loaded.items():
+        assert f"**{name}**" in text
+        for statistic in made.available_statistics():
+            assert f"`{statistic}`" in text
+    assert "Three kinds." in text
+
+
+class Wide(nn.Module):
+    """A large input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1) * self.weight
+
+
+class Negative(nn.Module):
+    """A variance below zero, so that the standard deviation is no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"mean": x * self.weight, "variance": -(x * self.weight).square() - 1}
+
+
+def test_models_that_cannot_be_shown_do_not_break_the_page(models, running, tmp_path):
+    """A model that is broken, one whose example is too large, and one whose answer holds NaN."""
+    shutil.copytree(models / "house", tmp_path / "house")
+    wide = ensemble.perturb(Wide(), ensemble.Gaussian(scale=0.1), members=2, example=torch.ones(2, 20_000))
+    wide.save(tmp_path / "wide" / "1")
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "manifest.json").write_text("[]")
+
+    negative = ensemble.perturb(
+        Negative(), ensemble.Gaussian(scale=0.01), members=3, example=torch.ones(2, 2), task="gaussian"
+    )
+    negative.save(tmp_path / "negative" / "1")
+
+    async def main():
+        async with running(models=tmp_path) as client:
+            reply = await client.get("/openapi.json")
+            assert reply.status_code == 200
+            document = reply.json()
+            post = document["paths"]["/v1/models/{name}/predict"]["post"]
+            assert set(post["requestBody"]["content"]["application/json"]["examples"]) == {"house", "negative"}
+            shown = post["responses"]["200"]["content"]["application/json"]["examples"]["negative"]["value"]
+            assert shown["outputs"]["std"] == [[None, None]]
+            assert "**broken** (version 1): " in document["info"]["description"]
+            assert str(tmp_path) not in reply.text
+            assert "examples" not in document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+
+    asyncio.run(main())
+
+
+def test_a_browser_tries_the_default_model_and_sees_the_answer(service, loaded):
+    """Optional: needs the package playwright, and Debian's chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"{service.url}/docs")
+        block = page.locator(".opblock", has=page.locator("[data-path='/predict']"))
+        block.locator(".opblock-summary").click()
+        block.get_by_role("button", name="Try it out").click()
+        block.get_by_role("button", name="Execute").click()
+        live = block.locator(".live-responses-table .response").first
+        live.locator(".response-col_status", has_text="200").wait_for()
+        text = live.locator(".highlight-code").first.inner_text()
+        page.screenshot(path=service.log.with_name("docs.png"), full_page=True)
+        browser.close()
+    assert '"model": "classes"' in text
+    assert '"label": [' in text
+    assert all(url.startswith((service.url, "data:", "blob:")) for url in requests)
+    until(lambda: "POST /predict" in service.text(), "the log tells of it")

@@ -1,0 +1,205 @@
+"""What the service says of requests that are none of a protocol's, and how a process of it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.app.support import ROOT, assert_same, command, expected, plain_body, rows_of
+
+BODY = json.dumps(plain_body(rows_of("classes", 2))).encode()
+
+
+def no_secrets(text: str) -> None:
+    """Neither a traceback nor a path of this machine."""
+    assert "Traceback" not in text
+    assert str(ROOT) not in text
+    assert "site-packages" not in text
+    assert ".py" not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing",
+        "/predict/",
+        "/v1/models/",
+        "/v1/models/classes/predict/x",
+        "/v2/models/classes/versions/2/infer/x",
+        "/docs/static/../../pyproject.toml",
+        "/docs/static/%2e%2e/%2e%2e/pyproject.toml",
+        "/docs/static//etc/passwd",
+        "/docs/static/%00",
+        "/v1/models/%2e%2e/predict",
+        "/v1/models/..%2f..%2fetc/predict",
+        "/v1/models/classes%2f1/predict",
+        "/v1/models/classes%00/predict",
+        "/v1/models/cl%C3%A4sses/predict",
+        "/v1/models/%ff%fe/predict",
+        "/v1/models/%E2%80%AE%0d%0a/predict",
+        "/v1/models/" + "a" * 3000 + "/predict",
+        "/v1/models/classes/versions/%2e%2e/predict",
+        "/v1/models/classes/versions/" + "1" * 5000 + "/predict",
+        "/v2/models/%2e%2e%2f/infer",
+    ],
+)
+def test_a_path_that_leads_nowhere_is_404_and_tells_nothing(service, path):
+    for method in ("GET", "POST"):
+        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
+        status, headers, body = service.raw(head + BODY)
+        assert status in (404, 405)
+        assert headers["content-type"] == "application/json"
+        assert list(json.loads(body)) == ["error"]
+        assert len(body) < 600
+        no_secrets(body.decode())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/predict", "POST"),
+        ("DELETE", "/predict", "POST"),
+        ("PUT", "/v1/models/classes/predict", "POST"),
+        ("POST", "/v2/health/live", "GET"),
+        ("GET", "/v2/models/classes/infer", "POST"),
+        ("PATCH", "/v2", "GET"),
+        ("POST", "/metrics", "GET"),
+        ("OPTIONS", "/predict", "POST"),
+        ("DELETE", "/docs/static/swagger-ui.css", "GET, HEAD"),
+        ("GET", "/v2/repository/index", "POST"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_one(client, method, path, allow):
+    reply = client.request(method, path)
+    assert reply.status_code == 405
+    assert set(reply.headers["Allow"].split(", ")) == set(allow.split(", "))
+    assert reply.json()["error"].startswith(f"{method} is not allowed here; use ")
+
+
+def test_home_leads_to_the_documentation(client):
+    reply = client.get("/")
+    assert (reply.status_code, reply.headers["location"]) == (307, "/docs")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "nonsense\x07"])
+def test_an_encoded_body_is_refused(service, encoding):
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(BODY)}\r\n\r\n"
+    status, _, body = service.raw(head.encode() + BODY)
+    assert status == (400 if "\x07" in encoding else 415)
+    assert "error" in json.loads(body)
+
+
+def test_a_body_that_is_announced_too_large_is_refused_unread(service):
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n"
+    status, _, body = service.raw(head)
+    assert status == 413
+    assert json.loads(body) == {"error": "the body may have 1048576 bytes at most; send fewer rows at a time"}
+
+
+def memory(process: int) -> int:
+    """The most memory that a process ever held, bytes."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_body_that_grows_too_large_is_refused_and_not_held(service, client, loaded):
+    for _ in range(3):
+        # Whatever a full body takes is taken before.
+        assert client.post("/predict", content=b" " * 2**20).status_code == 400
+    before = memory(service.process.pid)
+    piece = b"%x\r\n%s\r\n" % (2**20, b" " * 2**20)
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    status, _, body = service.raw(head, *[piece] * 64, b"0\r\n\r\n")
+    assert status == 413
+    assert "at most" in json.loads(body)["error"]
+    assert memory(service.process.pid) - before < 16 * 2**20
+    inputs = rows_of("classes", 2)
+    assert_same(client.post("/predict", content=BODY).json()["outputs"], expected(loaded["classes"], inputs))
+
+
+def test_a_body_in_pieces_is_put_together(service, loaded):
+    pieces = [b"%x\r\n%s\r\n" % (len(BODY[i : i + 50]), BODY[i : i + 50]) for i in range(0, len(BODY), 50)]
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    status, _, body = service.raw(head, *pieces, b"0\r\n\r\n")
+    assert status == 200
+    assert_same(json.loads(body)["outputs"], expected(loaded["classes"], rows_of("classes", 2)))
+
+
+def test_a_client_that_goes_in_the_middle_harms_nobody(service, client):
+    for _ in range(5):
+        with service.connection() as connected:
+            connected.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        with service.connection() as connected:
+            connected.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY)
+    assert client.post("/predict", content=BODY).status_code == 200
+
+
+def test_the_application_answers_without_a_server_too(models, loaded, running):
+    async def main():
+        async with running(models=models, default_model="house") as client:
+            answer = (await client.post("/predict", json=plain_body(rows_of("house", 3)))).json()
+            assert_same(answer["outputs"], expected(loaded["house"], rows_of("house", 3)))
+            await client.service.engine.run(lambda: None)
+        # What comes after the end is told so.
+        return await client_after(client)
+
+    async def client_after(client):
+        service = client.service
+        model = service.repository.ready_model("house")
+        with pytest.raises(Exception, match=r"shutting down"):
+            await service.batcher.submit(model, {"input": np.zeros((1, 5), np.float32)}, ("mean",), 1)
+
+    asyncio.run(main())
+
+
+def test_an_error_of_the_service_itself_tells_the_log_and_not_the_client(models, running, caplog):
+    async def main():
+        async with running(models=models) as client:
+
+            async def broken(*_):
+                raise RuntimeError("the secret of /work")
+
+            client.service.batcher.submit = broken
+            reply = await client.post("/v1/models/house/predict", json=plain_body(rows_of("house", 1)))
+            assert reply.status_code == 500
+            number = reply.headers["X-Request-ID"]
+            assert reply.json() == {"error": f"internal error; the server's log explains it under request id {number}"}
+            metrics = (await client.get("/metrics")).text
+            assert 'route="/v1/models/{name}/predict",status="500"} 1.0' in metrics
+
+    asyncio.run(main())
+    assert "the secret of /work" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--models", "no/such/directory"), "ensembled serve: There is no directory no/such/directory. Make a model"),
+        (("--models", "{empty}"), "holds no model. A model is a directory NAME/VERSION with a manifest.json"),
+        (("--models", "{models}", "--default-model", "nobody"), "The default model 'nobody' is not in"),
+        (("--models", "{models}", "--device", "cuda:77"), "ensembled serve: device 'cuda:77' is not there: PyTorch"),
+    ],
+)
+def test_what_cannot_be_served_ends_with_status_2_and_one_line(models, tmp_path, arguments, says):
+    done = command("serve", *(a.format(models=models, empty=tmp_path) for a in arguments))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_status_2_and_says_so(models):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = command("serve", "--models", models, "--port", port)
+    assert done.returncode == 2
+    assert "address already in use" in done.stderr
+    assert str(port) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "listening" not in done.stderr
