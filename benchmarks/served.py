@@ -24,7 +24,6 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-import ensemble
 from app.loadtest import Config, Report, run
 from benchmarks.machine import describe
 from benchmarks.models import CASES
