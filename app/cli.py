@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from app.version import VERSION
 
@@ -35,6 +37,14 @@ ensembled COMMAND --help explains each."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    # PyTorch's threads wait for each other spinning, for milliseconds: on a machine whose cores have other work (the
+    # event loop among it) a call then takes hundreds of times longer. A short spin costs nothing where cores are free.
+    # Read when PyTorch is imported, so it is said here.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # What is compiled is kept, in a directory that nobody else can put things into.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "ensembled" / "compiled"))
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         "ensembled", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -17,12 +17,16 @@ from typing import Literal
 import torch
 
 from app import served
+from app.background import Background
 from app.engine import Engine
 from app.errors import NotFound, Unavailable
 from app.served import Served
 from ensemble import EnsembledError
 
 log = logging.getLogger("app.repository")
+
+# Seconds; a call that takes longer to compile is the last one of its model.
+_LONGEST_COMPILE = 120
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -148,6 +152,31 @@ class Repository:
         """Load every model; one that fails is not ready and says why, and the others go on."""
         for name in self.names:
             await self._load(name)
+
+    async def compile_all(self, background: Background) -> None:
+        """Compile calls of every ready model beside the engine, and use those that are faster than what there is."""
+        for entry in list(self.entries.values()):
+            if (model := entry.model) is None:
+                continue
+            about = {"model": entry.name, "version": entry.version}
+            for rows in served.sizes_to_compile(model):
+                begun = time.perf_counter()
+                try:
+                    compiled = await background.run(model.ensemble.compile, rows)
+                    used = await self._engine.run(model.ensemble.adopt, compiled)
+                except EnsembledError as error:
+                    log.warning("calls are run as they are, not compiled: %s", error, extra=about)
+                    break
+                except Exception as error:
+                    log.exception("calls are run as they are: %s", type(error).__name__, extra=about)
+                    break
+                assert model.ensemble.plan is not None
+                took = {"seconds": round(time.perf_counter() - begun, 1)}
+                log.info("%s%s", "" if used else "compiling brought nothing for ", model.ensemble.plan.way(rows),
+                         extra={**about, **took})  # fmt: skip
+                if took["seconds"] > _LONGEST_COMPILE:
+                    log.warning("no more calls are compiled, since it takes so long", extra=about)
+                    break
 
     def stop_loading(self) -> None:
         """Leave what is being loaded at its next step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -143,3 +144,7 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run()
+    if app.state.service.background.busy:
+        # Everything has been answered; the interpreter's own end would trip over the thread that is left behind.
+        logging.shutdown()
+        os._exit(0)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 import torch
 
+from app.background import Background
 from app.batching import Batcher
 from app.engine import Engine, pick_device
 from app.errors import BadRequest, TooManyRequests
@@ -52,22 +53,32 @@ class Service:
         self.batcher = Batcher(
             self._run, max_rows=settings.max_batch, max_queued_rows=settings.max_queue, observer=self.metrics
         )
+        self.background = Background()
         self._loading: asyncio.Task[None] | None = None
+        self._compiling: asyncio.Task[None] | None = None
         self._models_changed()
 
     def start(self) -> None:
         """Begin to load models and to answer; returns at once."""
         self.batcher.start()
         self._loading = asyncio.create_task(self.repository.load_all(), name="loading")
+        if self.settings.compile:
+            self._compiling = asyncio.create_task(self._compile(), name="compiling")
+
+    async def _compile(self) -> None:
+        assert self._loading is not None
+        await self._loading
+        await self.repository.compile_all(self.background)
 
     async def stop(self) -> None:
         """Finish what was accepted, and end."""
         self.repository.stop_loading()
         await self.batcher.close()
-        if self._loading is not None:
-            self._loading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loading
+        for task in (self._compiling, self._loading):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         self.engine.close()
         log.info("stopped")
 

@@ -42,6 +42,9 @@ class Settings(BaseModel):
     threads: int | None = Field(
         None, ge=1, le=1024, description="threads of one operation; PyTorch's choice by default"
     )
+    compile: bool = Field(
+        True, description="once a model is ready, compile its calls in the background (needs a C++ compiler)"
+    )
     default_model: str | None = Field(
         None, description="model that POST /predict asks; the only one that is loaded by default"
     )

@@ -46,8 +46,8 @@ def measure(case: Case, batches: list[int], seconds: float) -> Table:
         for name in calls:
             ratio = statistics.median(times[LOOP]) / statistics.median(times[name])
             error = (answers[name] - answers[LOOP]).abs().max() / answers[LOOP].abs().max()
-            chunk = plan.chunk(rows)
-            label = f"{name} ({'loop' if not chunk else f'{chunk} members a call'})" if name == OURS else name
+            way = plan.way(rows)
+            label = f"{name} ({way.kind}, {way.chunk or 1} members a call)" if name == OURS else name
             table.add_row(str(rows), label, spread(times[name]), f"{ratio:.2f}", f"{float(error):.1e}")
         table.add_section()
     return table

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +13,15 @@ from torch import Tensor
 
 from ensemble import statistics as named
 from ensemble.errors import InputError, ModelError
-from ensemble.evaluate import default_chunk, evaluate, loop
+from ensemble.evaluate import loop
 from ensemble.members import Members
 from ensemble.memory import human
 from ensemble.perturbation import Perturbation
-from ensemble.plan import Plan, Way, candidates, measure
+from ensemble.plan import Plan
 from ensemble.prediction import Prediction, qualified
 from ensemble.program import Program, plain
+from ensemble.runner import Compiled, Runner
 from ensemble.statistics import Moments, Statistic
-from ensemble.structured import factored_program
 from ensemble.tasks import Head, Task, heads, sample
 
 
@@ -57,7 +55,6 @@ class Ensemble:
         task: what the outputs mean.
         noise_variance: of a regression, target²; None if it is not known.
         metadata: free JSON values: class names, units, a description.
-        plan: which way of running is fastest for which batch, once :meth:`measure` found out.
         origin: recipe, seed, reference weights.
     """
 
@@ -80,9 +77,7 @@ class Ensemble:
             raise ModelError(f"noise_variance is for regression and must be ≥ 0, however: {noise_variance} ({task}).")
         self.noise_variance = noise_variance
         self.metadata = dict(metadata or {})
-        self.plan: Plan | None = None
-        # What runs: the program itself, or the same with products on factors.
-        self._running = factored_program(program, members.factored) if members.factored else program
+        self._runner = Runner(program, members)
 
     def __len__(self) -> int:
         return self.members.count
@@ -120,7 +115,7 @@ class Ensemble:
             InputError: inputs that do not fit the signature.
         """
         inputs = self.program.bind(args, kwargs, self.device)
-        chunks = list(evaluate(self._running, self.members, inputs, chunk=self._chunk(inputs, chunk)))
+        chunks = list(self._runner(inputs, chunk=chunk))
         return self.program.results.pack([torch.cat(parts) for parts in zip(*chunks, strict=True)])
 
     def predict(
@@ -151,8 +146,7 @@ class Ensemble:
         running = {
             head.name: Moments({need for s in asked for need in s.needs}, self.noise_variance) for head, asked in wanted
         }
-        step = self._chunk(inputs, chunk)
-        for outputs in evaluate(self._running, self.members, inputs, count=members, chunk=step):
+        for outputs in self._runner(inputs, count=members, chunk=chunk):
             for head, _ in wanted:
                 running[head.name].update(sample(self.task, head, outputs))
         results = {
@@ -164,45 +158,50 @@ class Ensemble:
         """Every statistic that can be asked for, by the name that it has among all outputs."""
         return {name: s for name, (s, _) in self.described_statistics().items()}
 
+    @property
+    def plan(self) -> Plan | None:
+        """Which way of running is fastest for which batch, once :meth:`measure` found out."""
+        return self._runner.plan
+
     def measure(
         self, rows: Sequence[int] = (1, 8, 64), *, seconds: float = 10, progress: Callable[[int], None] | None = None
     ) -> Plan:
-        """Find the fastest way of running, for batches of these sizes, and use it from now on.
+        """Find the fastest way of running without compiling, for batches of these sizes, and use it from now on.
 
         Args:
             rows: batch sizes, ascending; a batch between two is run as the larger one, a larger one as the last.
             seconds: about how long this may take in all; sizes for which no time is left are not measured.
             progress: called with each batch size before it is measured.
+        """
+        return self._runner.measure(self.example, rows, seconds, progress)
+
+    def compile(self, rows: int) -> Compiled:
+        """Compile a call for batches of so many rows, which :meth:`adopt` checks and puts to use.
+
+        Takes seconds to a minute and a C++ compiler. It may run on any thread, beside calls.
+
+        Raises:
+            ModelError: it cannot be compiled here; the text says why.
+        """
+        return self._runner.compile(self.example(rows))
+
+    def adopt(self, compiled: Compiled) -> bool:
+        """Check a compiled call against the plan's other ways, and use it for every batch that it is fastest for.
 
         Returns:
-            The plan, also kept as :attr:`plan`.
+            Whether it is used for any.
+
+        Raises:
+            ModelError: it gives other answers.
         """
-        begun = time.perf_counter()
-        ways: list[Way] = []
-        for position, size in enumerate(rows):
-            left = seconds - (time.perf_counter() - begun)
-            # A larger batch takes at least as long as a smaller one did.
-            if ways and left < 2 * ways[-1].seconds:
-                break
-            if progress:
-                progress(size)
-            inputs = self.example(size)
-            chunks = candidates(len(self), default_chunk(self._running, self.members, inputs))
-            run = functools.partial(self._run, inputs)
-            ways.append(measure(run, size, chunks, max(0.0, left) / (len(rows) - position)))
-        self.plan = Plan(tuple(ways))
-        return self.plan
+        if self.plan is None:
+            self.measure((compiled.rows,))
+        return self._runner.adopt(compiled, self.example(compiled.rows), self._bound)
 
-    def _run(self, inputs: Sequence[Tensor], chunk: int) -> None:
-        for _ in evaluate(self._running, self.members, inputs, chunk=chunk):
-            pass
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _chunk(self, inputs: Sequence[Tensor], asked: int | None) -> int | None:
-        if asked is not None or self.plan is None:
-            return asked
-        return self.plan.chunk(inputs[0].shape[0])
+    @property
+    def _bound(self) -> float:
+        """How far ways of running may differ, relative to the largest magnitude."""
+        return 1e-4 if torch.finfo(self.dtype).eps < 1e-5 else 5e-2
 
     def described_statistics(self) -> dict[str, tuple[Statistic, tuple[int, ...]]]:
         """As :meth:`available_statistics`, each with the shape of one row, -1 standing for the members."""
@@ -274,7 +273,7 @@ class Ensemble:
         flat = [t.to(self.device) for t in (inputs or self.example())]
         indices = sorted({round(i * (len(self) - 1) / max(1, members - 1)) for i in range(members)})
         expected = loop(self.program, self.members, flat, indices)
-        chunks = list(evaluate(self._running, self.members, flat, chunk=self._chunk(flat, None)))
+        chunks = list(self._runner(flat))
         worst = 0.0
         for spec, want, parts in zip(self.program.outputs, expected, zip(*chunks, strict=True), strict=True):
             got = torch.cat(parts)[indices].double()
@@ -328,7 +327,7 @@ class Ensemble:
         """
         inputs = self.example()
         try:
-            outputs = next(evaluate(self._running, self.members, inputs, count=1))
+            outputs = next(self._runner(inputs, count=1))
         except ModelError:
             raise
         except Exception as error:

@@ -53,18 +53,24 @@ def evaluate(
         raise InputError(f"chunk must be a number of members, or 0 for the loop, however: {chunk}.")
     total = members.count if count is None else min(count, members.count)
     step = default_chunk(program, members, inputs) if chunk is None else chunk
-    gathered: list[tuple[Tensor, ...]] = []
+    if step == LOOP:
+        yield from gathered(_looped(program, members, inputs, total))
+    else:
+        yield from gathered(_vmapped(program, members, inputs, total, step))
+
+
+def gathered(chunks: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """Outputs of several small chunks of members handed on together."""
+    waiting: list[tuple[Tensor, ...]] = []
     size = 0
-    for outputs in (
-        _looped(program, members, inputs, total) if step == LOOP else _vmapped(program, members, inputs, total, step)
-    ):
-        gathered.append(outputs)
+    for outputs in chunks:
+        waiting.append(outputs)
         size += sum(output.numel() * output.element_size() for output in outputs)
         if size > _GATHERED_BYTES:
-            yield _joined(gathered)
-            gathered, size = [], 0
-    if gathered:
-        yield _joined(gathered)
+            yield _joined(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield _joined(waiting)
 
 
 def _vmapped(

@@ -3,8 +3,8 @@
 One ``vmap`` over all members is fast for some models and three times slower than a plain loop for others (a
 convolution under ``vmap`` becomes a grouped one, whose kernels are slow for many groups), and where the turning point
 lies depends on the batch, the model and the machine. So for each of a few batch sizes the candidates are timed on the
-real ensemble: all members in one call, chunks of several sizes, and the loop. The loop being among them, the choice is
-never slower than it.
+real ensemble: all members in one call, chunks of several sizes, the loop, and calls that were compiled. The loop being
+among them, the choice is never slower than it.
 """
 
 from __future__ import annotations
@@ -30,17 +30,27 @@ class Way:
         chunk: members in one vectorised call; 0 is the loop.
         seconds: of a whole batch, the fastest of a few runs.
         loop_seconds: of the loop on the same batch; None if there was no time to try it.
+        compiled: rows that a compiled call takes, to which the batch is padded; None if it runs without one.
+        eager: the fastest chunk without compiling, for batches that no compiled call takes.
     """
 
     rows: int
     chunk: int
     seconds: float
     loop_seconds: float | None
+    compiled: int | None = None
+    eager: int = LOOP
+
+    @property
+    def kind(self) -> str:
+        """In a word: "loop", "vmap" or "compiled"."""
+        return "compiled" if self.compiled else "vmap" if self.chunk != LOOP else "loop"
 
     def __str__(self) -> str:
-        how = "the loop" if self.chunk == LOOP else f"vmap over {self.chunk} members at a time"
-        against = f", the loop takes {1000 * self.loop_seconds:.3g} ms" if self.loop_seconds and self.chunk else ""
-        return f"{self.rows} rows: {how}, {1000 * self.seconds:.3g} ms{against}"
+        how = "the loop" if self.kind == "loop" else f"{self.kind}, {self.chunk} members at a time"
+        against = self.loop_seconds and self.kind != "loop"
+        loop = f", the loop takes {1000 * (self.loop_seconds or 0):.3g} ms" if against else ""
+        return f"{self.rows} rows: {how}, {1000 * self.seconds:.3g} ms{loop}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +59,22 @@ class Plan:
 
     ways: tuple[Way, ...]
 
-    def chunk(self, rows: int) -> int:
-        """Members in one call for a batch of so many rows."""
-        return next((way.chunk for way in self.ways if way.rows >= rows), self.ways[-1].chunk)
+    def way(self, rows: int) -> Way:
+        """How a batch of so many rows is run; one larger than all that were measured without compiling."""
+        found = next((way for way in self.ways if way.rows >= rows), None)
+        return found or dataclasses.replace(self.ways[-1], chunk=self.ways[-1].eager, compiled=None)
+
+    def with_compiled(self, rows: int, chunk: int, seconds: float) -> Plan:
+        """The same plan where a compiled call for so many rows, which took so long, runs every batch that it is
+        fastest for."""
+        return Plan(
+            tuple(
+                dataclasses.replace(way, chunk=chunk, seconds=seconds, compiled=rows)
+                if way.rows <= rows and seconds < way.seconds
+                else way
+                for way in self.ways
+            )
+        )
 
 
 def candidates(members: int, most: int) -> list[int]:
@@ -82,16 +105,17 @@ def measure(run: Run, rows: int, chunks: Sequence[int], seconds: float) -> Way:
         if fastest and time.perf_counter() - begun > seconds:
             break
         # The first run of a shape allocates and chooses kernels; only a hopeless one counts.
-        times = [_timed(run, chunk)]
+        times = [timed(run, chunk)]
         best = min(fastest.values(), default=float("inf"))
         while len(times) <= _REPEATS and times[-1] < _HOPELESS * best and time.perf_counter() - begun < seconds:
-            times.append(_timed(run, chunk))
+            times.append(timed(run, chunk))
         fastest[chunk] = min(times)
     chosen = min(fastest, key=fastest.__getitem__)
-    return Way(rows, chosen, fastest[chosen], fastest.get(LOOP))
+    return Way(rows, chosen, fastest[chosen], fastest.get(LOOP), eager=chosen)
 
 
-def _timed(run: Run, chunk: int) -> float:
+def timed(run: Callable[..., object], *arguments: object) -> float:
+    """Seconds of one run."""
     start = time.perf_counter()
-    run(chunk)
+    run(*arguments)
     return time.perf_counter() - start

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Before PyTorch is imported, and for the processes that tests start: its threads should not wait spinning for long.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import torch
 from hypothesis import settings
 

@@ -11,7 +11,7 @@ from app.protocol import decode_predict, encode_predict
 from app.routes.common import body_of, chosen_model, json_response, service_of
 from app.routes.v2 import metadata, states
 from ensemble import compatibility
-from ensemble.plan import LOOP, Way
+from ensemble.plan import Way
 
 router = APIRouter(tags=["Plain"])
 
@@ -59,7 +59,7 @@ def _way(way: Way) -> dict[str, Any]:
     """For people and tools: what a batch of so many rows is run as, and what that saves."""
     return {
         "rows": way.rows,
-        "way": "loop" if way.chunk == LOOP else "vmap",
+        "way": way.kind,
         "members_in_one_call": way.chunk or 1,
         "ms": round(1000 * way.seconds, 3),
         "loop_ms": None if way.loop_seconds is None else round(1000 * way.loop_seconds, 3),

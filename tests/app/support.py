@@ -142,8 +142,9 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """This process's environment without settings of a service."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("ENSEMBLED_")} | extra
+    """This process's environment without settings of a service; nothing is compiled unless a test asks for it."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("ENSEMBLED_")}
+    return own | {"ENSEMBLED_COMPILE": "0"} | extra
 
 
 def command(*arguments: Any, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

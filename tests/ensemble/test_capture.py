@@ -85,13 +85,9 @@ def test_an_example_that_is_none_is_refused(example, text):
 
 
 def test_one_row_is_enough_to_see_that_rows_influence_each_other():
+    centred = Model(lambda model, x: model.fc(x) - model.fc(x).mean(0))
     with pytest.raises(ModelError, match="influence each other"):
-        ensemble.perturb(
-            Model(lambda model, x: model.fc(x) - model.fc(x).mean(0)),
-            ensemble.Gaussian(0.1),
-            members=2,
-            example=torch.randn(1, 4),
-        )
+        ensemble.perturb(centred, ensemble.Gaussian(0.1), members=2, example=torch.randn(1, 4))
 
 
 def test_inputs_of_different_rows_in_an_example_are_refused():

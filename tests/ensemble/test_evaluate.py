@@ -1,3 +1,4 @@
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -69,15 +70,25 @@ def test_a_live_module_follows_a_dtype_and_keeps_its_own_copy():
     assert double.program.exclusively() is not ens.program.exclusively()
 
 
-def test_threads_get_what_they_get_alone(made):
+@pytest.fixture
+def restless():
+    """Threads take turns a thousand times as often as usual."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2, None])
+def test_threads_get_what_they_get_alone(made, restless, chunk):
     ens = made("cnn")
     inputs = [torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(8)]
-    expected = [ens(x) for x in inputs]
+    expected = [ens(x, chunk=chunk) for x in inputs]
     start = threading.Barrier(8)
 
     def ask(number):
         start.wait()
-        return all(torch.equal(ens(inputs[number]), expected[number]) for _ in range(15))
+        return all(torch.equal(ens(inputs[number], chunk=chunk), expected[number]) for _ in range(8))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(8)))

@@ -57,7 +57,21 @@ def test_candidates_are_chunks_that_fit_and_the_loop(members, most):
 
 def test_a_batch_is_run_as_the_next_larger_one_that_was_measured():
     plan = Plan((Way(1, 7, 1.0, None), Way(8, 4, 1.0, None), Way(64, LOOP, 1.0, None)))
-    assert [plan.chunk(rows) for rows in (1, 2, 8, 9, 64, 1000)] == [7, 4, 4, 0, 0, 0]
+    assert [plan.way(rows).chunk for rows in (1, 2, 8, 9, 64, 1000)] == [7, 4, 4, 0, 0, 0]
+
+
+def test_a_compiled_call_runs_the_batches_that_it_is_fastest_for():
+    plan = Plan((Way(1, 7, 1.0, 9.0, eager=7), Way(8, 4, 3.0, None, eager=4), Way(64, 4, 5.0, None, eager=2)))
+    plan = plan.with_compiled(8, 16, 2.0)
+    assert [(way.kind, way.chunk, way.compiled) for way in plan.ways] == [
+        ("vmap", 7, None),
+        ("compiled", 16, 8),
+        ("vmap", 4, None),
+    ]
+    # A batch larger than any that was measured fits no compiled call.
+    plan = plan.with_compiled(64, 16, 1.0)
+    assert plan.way(64).kind == "compiled"
+    assert (plan.way(65).kind, plan.way(65).chunk) == ("vmap", 2)
 
 
 def test_an_ensemble_runs_as_it_was_measured_and_answers_the_same(made):

@@ -37,8 +37,9 @@ def test_the_noise_is_added_in_float32_or_better_and_rounded_once(dtype):
     exact = weight.double() + 0.1 * weight.double().square().mean().sqrt() * standard_normal(0, range(4), "w", (30,))
     assert drawn.dtype == dtype
     assert drawn.shape == (4, 30)
-    eps = torch.finfo(dtype).eps if dtype != torch.float64 else 1e-7
-    assert float((drawn.double() - exact).abs().max()) <= 0.51 * eps * float(exact.abs().max()) + 1e-7
+    # Half a unit in the last place of a 16-bit number; of float32 two roundings, and the noise itself is float32.
+    share = 0.5001 * torch.finfo(dtype).eps if dtype.itemsize == 2 else 2e-7
+    assert ((drawn.double() - exact).abs() <= share * exact.abs() + 1e-7).all()
 
 
 def test_a_zero_weight_and_a_zero_scale_change_nothing():
