@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 # Before PyTorch is imported, and for the processes that tests start: its threads should not wait spinning for long.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# What is compiled is shared by all tests and their processes, and goes with them.
+_compiled = tempfile.TemporaryDirectory(prefix="ensembled-tests-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
 
 import torch
 from hypothesis import settings

@@ -285,3 +285,46 @@ def test_predict_prints_the_same_of_a_directory_and_of_the_service(service, mode
     assert_same(json.loads(saved.stdout)["outputs"], expected(loaded["pair"], inputs))
     # To the last digit, since both go one way.
     assert saved.stdout == served.stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_calls_are_compiled_while_it_answers_and_a_stop_in_the_middle_is_prompt(models, loaded, tmp_path):
+    shutil.copytree(models / "house", tmp_path / "models" / "house")
+    environment = {"ENSEMBLED_COMPILE": "1"}
+    arguments = ("--models", tmp_path / "models", "--max-batch", 2)
+    inputs = rows_of("house", 2)
+
+    def compiled(server) -> bool:
+        assert_same(
+            server.post("/predict", json=plain_body(inputs)).json()["outputs"], expected(loaded["house"], inputs)
+        )
+        return server.text().count("model=house version=1 seconds=") == 3
+
+    with serving(tmp_path / "log", *arguments, **environment) as server:
+        server.wait_ready()
+        until(lambda: compiled(server), "both calls are compiled")
+        assert "Traceback" not in server.text()
+    with serving(
+        tmp_path / "log2", *arguments, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), **environment
+    ) as server:
+        server.wait_ready()
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 10
+        assert "stopped" in server.text()
+
+
+def test_without_a_compiler_it_says_so_and_answers(models, loaded, tmp_path):
+    shutil.copytree(models / "house", tmp_path / "models" / "house")
+    environment = {
+        "ENSEMBLED_COMPILE": "1",
+        "CXX": "/nonexistent/g++",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    with serving(tmp_path / "log", "--models", tmp_path / "models", **environment) as server:
+        server.wait_ready()
+        until(lambda: "calls are run as they are, not compiled" in server.text(), "it is said")
+        inputs = rows_of("house", 2)
+        assert_same(
+            server.post("/predict", json=plain_body(inputs)).json()["outputs"], expected(loaded["house"], inputs)
+        )

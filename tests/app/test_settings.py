@@ -26,6 +26,7 @@ VALUES = {
     "device": [("cuda", "cuda"), ("cuda:1", "cuda:1"), ("auto", "auto")],
     "dtype": [("float16", "float16"), ("bfloat16", "bfloat16"), ("float64", "float64")],
     "threads": [("1", 1), ("2", 2), ("3", 3)],
+    "compile": [("false", False), ("true", True), ("false", False)],
     "default_model": [("a", "a"), ("b", "b"), ("c", "c")],
     "max_batch": [("1", 1), ("2", 2), ("3", 3)],
     "max_queue": [("1", 1), ("2", 2), ("3", 3)],
