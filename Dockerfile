@@ -32,7 +32,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 
 FROM dependencies AS package
-COPY README.md LICENSE* ./
+COPY README.md ./
 COPY ensemble ensemble
 COPY app app
 RUN --mount=type=cache,target=/root/.cache/uv uv pip install --no-deps . && rm -f "$VIRTUAL_ENV/.lock"
@@ -48,12 +48,12 @@ RUN ensembled build docs/examples/digits.py:trained /models/digits/1 --task clas
 
 FROM ${BASE_IMAGE} AS server
 LABEL org.opencontainers.image.title="ensembled" \
-      org.opencontainers.image.description="Serve one trained PyTorch model as an ensemble of perturbed members that says how sure it is." \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.description="Serve one trained PyTorch model as an ensemble of perturbed members that says how sure it is."
 RUN groupadd --gid 10001 ensembled \
  && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ensembled
 # Nothing is written at run time, so the root file system can be read-only. torch makes its cache's directory when it is
-# imported, even if nothing is put there, so it is told one that exists. `auto` is a GPU where torch sees one. The NVIDIA
+# imported, even if nothing is put there, so it is told one that exists. `auto` is a GPU where torch sees one. There is no
+# C++ compiler here, so calls are not compiled. The NVIDIA
 # variables are read by NVIDIA's container runtime only.
 ENV PATH=/opt/ensembled/bin:$PATH \
     HOME=/tmp \
@@ -61,6 +61,7 @@ ENV PATH=/opt/ensembled/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TORCHINDUCTOR_CACHE_DIR=/tmp \
     ENSEMBLED_DEVICE=auto \
+    ENSEMBLED_COMPILE=0 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=package /opt/ensembled /opt/ensembled

@@ -40,6 +40,7 @@ types: $(VENV)/dev ## mypy, strict
 check: lint types test ## all that CI runs
 
 benchmark: $(VENV)/dev ## loop, vmap and this service on the same work
+	@$(BIN)/python -m benchmarks.library
 	@$(BIN)/python -m benchmarks.served
 
 picture: $(VENV)/dev models/digits/1 ## the figures and the picture of the README

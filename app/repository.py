@@ -51,6 +51,7 @@ class Entry:
         state: of the protocol's repository index.
         reason: why it is not ready.
         model: what answers, once it is ready.
+        compiling: whether its calls are still being compiled.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Entry:
     state: State = "UNAVAILABLE"
     reason: str = "not loaded yet"
     model: Served | None = None
+    compiling: bool = False
 
 
 def scan(root: Path) -> dict[str, dict[str, Path]]:
@@ -155,28 +157,36 @@ class Repository:
 
     async def compile_all(self, background: Background) -> None:
         """Compile calls of every ready model beside the engine, and use those that are faster than what there is."""
-        for entry in list(self.entries.values()):
-            if (model := entry.model) is None:
-                continue
-            about = {"model": entry.name, "version": entry.version}
-            for rows in served.sizes_to_compile(model):
-                begun = time.perf_counter()
-                try:
-                    compiled = await background.run(model.ensemble.compile, rows)
-                    used = await self._engine.run(model.ensemble.adopt, compiled)
-                except EnsembledError as error:
-                    log.warning("calls are run as they are, not compiled: %s", error, extra=about)
-                    break
-                except Exception as error:
-                    log.exception("calls are run as they are: %s", type(error).__name__, extra=about)
-                    break
-                assert model.ensemble.plan is not None
-                took = {"seconds": round(time.perf_counter() - begun, 1)}
-                log.info("%s%s", "" if used else "compiling brought nothing for ", model.ensemble.plan.way(rows),
-                         extra={**about, **took})  # fmt: skip
-                if took["seconds"] > _LONGEST_COMPILE:
-                    log.warning("no more calls are compiled, since it takes so long", extra=about)
-                    break
+        ready = [entry for entry in self.entries.values() if entry.model is not None]
+        for entry in ready:
+            self._change(entry.name, compiling=True)
+        for entry in ready:
+            try:
+                await self._compile(entry, background)
+            finally:
+                self._change(entry.name, compiling=False)
+
+    async def _compile(self, entry: Entry, background: Background) -> None:
+        model, about = entry.model, {"model": entry.name, "version": entry.version}
+        assert model is not None
+        for rows in served.sizes_to_compile(model):
+            begun = time.perf_counter()
+            try:
+                compiled = await background.run(model.ensemble.compile, rows)
+                used = await self._engine.run(model.ensemble.adopt, compiled)
+            except EnsembledError as error:
+                log.warning("calls are run as they are, not compiled: %s", error, extra=about)
+                return
+            except Exception as error:
+                log.exception("calls are run as they are: %s", type(error).__name__, extra=about)
+                return
+            took = round(time.perf_counter() - begun, 1)
+            assert model.ensemble.plan is not None
+            said = model.ensemble.plan.way(rows)
+            log.info("%s%s", "" if used else "compiling brought nothing for ", said, extra={**about, "seconds": took})
+            if took > _LONGEST_COMPILE:
+                log.warning("no more calls are compiled, since it takes so long", extra=about)
+                return
 
     def stop_loading(self) -> None:
         """Leave what is being loaded at its next step."""

@@ -14,14 +14,18 @@ from rich.table import Table
 from torch.func import functional_call, stack_module_state
 
 from benchmarks.machine import describe, spread, timed
-from benchmarks.models import CASES, Case
+from benchmarks.models import CASES, RECIPES, Case
 
 LOOP, VMAP, OURS = "loop over modules", "vmap(functional_call)", "ensembled"
 
 
-def measure(case: Case, batches: list[int], seconds: float) -> Table:
-    made = case.ensemble()
-    plan = made.measure(batches, seconds=10 * len(batches))
+def measure(case: Case, recipe: str, batches: list[int], seconds: float, compiling: bool) -> Table:
+    made = case.ensemble(recipe)
+    made.measure(batches, seconds=10 * len(batches))
+    for rows in batches if compiling else []:
+        made.adopt(made.compile(rows))
+    plan = made.plan
+    assert plan is not None
     modules = case.modules(made)
     parameters, buffers = stack_module_state(modules)
     skeleton = modules[0]
@@ -32,7 +36,7 @@ def measure(case: Case, batches: list[int], seconds: float) -> Table:
 
     many = torch.vmap(one, in_dims=(0, 0, None))
     table = Table("rows", "", "ms, median (range)", "times faster than the loop", "largest difference from the loop")
-    table.title = f"{case.name}, {case.members} dense members"
+    table.title = f"{case.name}, {case.members} {recipe} members"
     for rows in batches:
         x = case.rows(rows)
         calls = {
@@ -56,13 +60,16 @@ def measure(case: Case, batches: list[int], seconds: float) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--no-compile", action="store_true", help="measure the ways that need no compiler only")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=2.0, help="for each way (default: 2)")
     args = parser.parse_args()
     console = Console(width=110, highlight=False)
     console.print(describe())
     for name in args.cases:
-        console.print(measure(CASES[name](), sorted(args.rows), args.seconds))
+        for recipe in args.recipes:
+            console.print(measure(CASES[name](), recipe, sorted(args.rows), args.seconds, not args.no_compile))
 
 
 if __name__ == "__main__":

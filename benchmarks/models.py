@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import ensemble
 
+RECIPES = {"dense": ensemble.Gaussian(scale=0.05), "low_rank": ensemble.LowRank(scale=0.05)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -23,11 +25,11 @@ class Case:
     def rows(self, count: int) -> Tensor:
         return torch.rand(count, *self.row, generator=torch.Generator().manual_seed(count))
 
-    def ensemble(self) -> ensemble.Ensemble:
-        """Dense members, every weight of its own."""
+    def ensemble(self, recipe: str) -> ensemble.Ensemble:
+        """Members by a recipe of :data:`RECIPES`."""
         return ensemble.perturb(
             self.module,
-            ensemble.Gaussian(scale=0.05),
+            RECIPES[recipe],
             members=self.members,
             example=self.rows(2),
             task="classification",

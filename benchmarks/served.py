@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from app.loadtest import Config, Report, run
 from benchmarks.machine import describe
-from benchmarks.models import CASES
+from benchmarks.models import CASES, RECIPES
 
 SERVICES = ("FastAPI, loop over modules", "FastAPI, vmap", "ensembled")
 
@@ -55,6 +56,9 @@ def service(name: str, models: Path, case: str) -> Iterator[str]:
             time.sleep(0.1)
         else:
             raise RuntimeError(f"{name} was not ready within a minute")
+        if name == "ensembled":
+            while httpx.get(f"{url}/v1/models/{case}").json()["compiling"]:
+                time.sleep(0.5)
         yield url
     finally:
         process.terminate()
@@ -72,21 +76,22 @@ def ask(url: str, name: str, body: Path, expected: np.ndarray, clients: int, sec
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--seconds", type=float, default=8.0, help="of load for each row of the table (default: 8)")
     args = parser.parse_args()
     console = Console(width=110, highlight=False)
     console.print(describe(("fastapi", "uvicorn", "pydantic")))
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.cases:
+        for name, recipe in itertools.product(args.cases, args.recipes):
             case = CASES[name]()
-            models = Path(folder) / name
-            made = case.ensemble()
+            models = Path(folder) / recipe
+            made = case.ensemble(recipe)
             made.save(models / name / "1")
             row = case.rows(1)
             expected = made.predict(row, statistics=["mean"]).flat()["mean"].numpy()
             table = Table("clients", "", "requests/s", "p50 ms", "p99 ms", "errors", "times the loop")
-            table.title = f"{case.name}, {case.members} dense members, one row a request, JSON"
+            table.title = f"{case.name}, {case.members} {recipe} members, one row a request, JSON"
             results = {}
             for kind in SERVICES:
                 # The peers take flat rows; this service takes the model's own shape.

@@ -101,7 +101,7 @@ class Manifest:
             raise ArtifactError(f"{MANIFEST} has no format_version, so it is not that of a saved ensemble.")
         if data["format_version"] != FORMAT_VERSION:
             raise ArtifactError(
-                f"{MANIFEST} has format version {str(data['format_version'])[:20]}; this ensembled reads version "
+                f"{MANIFEST} has format version {str(data['format_version'])[:20]!r}; this ensembled reads version "
                 f"{FORMAT_VERSION}. Build the ensemble again, or install the version that wrote it."
             )
         whole = re.compile(r"[0-9a-f]{64}")

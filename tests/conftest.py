@@ -23,7 +23,8 @@ from hypothesis import settings
 import ensemble
 from tests.scenarios import SCENARIOS, seeded
 
-settings.register_profile("here", deadline=None, max_examples=50)
+# In CI the same examples each time, so that a change is judged by itself.
+settings.register_profile("here", deadline=None, max_examples=50, derandomize="CI" in os.environ)
 settings.load_profile("here")
 
 MEMBERS = 5

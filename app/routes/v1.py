@@ -50,6 +50,7 @@ async def describe(request: Request, name: str) -> Response:
         "weight_bytes": made.members.nbytes,
         "weights": [dataclasses.asdict(row) for row in compatibility(made)],
         "checked_against_loop": {"relative_error": model.error},
+        "compiling": service_of(request).repository.entry(name).compiling,
         "plan": [_way(way) for way in made.plan.ways] if made.plan else [],
     }
     return json_response(about)

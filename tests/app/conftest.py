@@ -56,7 +56,8 @@ def running() -> Running:
 
     @contextlib.asynccontextmanager
     async def run(*, wait: bool = True, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
-        app = create_app(Settings(**settings))
+        # A call that is compiled beside other tests would be in the way of what they capture.
+        app = create_app(Settings(**{"compile": False, **settings}))
         async with app.router.lifespan_context(app):
             if wait:
                 await app.state.service._loading

@@ -23,7 +23,7 @@ def asked(rows: int, seed: int = 0, *outputs: str) -> InferRequest:
 
 def run(models, work, **settings):
     async def main():
-        service = Service(Settings(models=models, **settings))
+        service = Service(Settings(compile=False, models=models, **settings))
         service.start()
         await service._loading
         try:
@@ -70,7 +70,7 @@ def test_a_full_queue_is_counted(models):
 
 def test_a_stop_finishes_what_was_accepted_and_refuses_what_is_new(models, loaded):
     async def main():
-        service = Service(Settings(models=models))
+        service = Service(Settings(compile=False, models=models))
         service.start()
         await service._loading
         model = service.repository.ready_model("house")
@@ -87,7 +87,7 @@ def test_a_stop_finishes_what_was_accepted_and_refuses_what_is_new(models, loade
 
 def test_a_stop_while_loading_does_not_wait_for_the_rest(models):
     async def main():
-        service = Service(Settings(models=models))
+        service = Service(Settings(compile=False, models=models))
         service.start()
         await asyncio.sleep(0)
         await service.stop()
@@ -102,7 +102,7 @@ def test_readiness_is_measured(models):
         return service.metrics.text().decode()
 
     assert metric(run(models, work), "ensembled_ready") == 1
-    service = Service(Settings(models=models))
+    service = Service(Settings(compile=False, models=models))
     assert metric(service.metrics.text().decode(), "ensembled_ready") == 0
     service.engine.close()
 
@@ -111,12 +111,12 @@ def test_what_cannot_be_served_is_known_before_it_starts(models, tmp_path):
     with pytest.raises(RepositoryError):
         Service(Settings(models=tmp_path))
     with pytest.raises(DeviceError):
-        Service(Settings(models=models, device="cuda:99"))
+        Service(Settings(compile=False, models=models, device="cuda:99"))
 
 
 def test_one_request_that_fails_harms_none_of_those_beside_it(models, loaded):
     async def main():
-        service = Service(Settings(models=models))
+        service = Service(Settings(compile=False, models=models))
         service.start()
         await service._loading
         model = service.repository.ready_model("pair")

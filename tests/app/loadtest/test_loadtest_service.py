@@ -62,13 +62,14 @@ async def told(request: Request) -> Response:
 async def infer(request: Request) -> Response:
     name = request.path_params["model"]
     seen[name] += 1
+    turn = seen[name]  # before others come while this one's body is read
     bodies.setdefault(name, set()).add(await request.body())
     act, _, number = name.partition(".")[0].partition("-")
     if act == "mixed":
-        act = ("429", "500", "text", "drop", "fast")[seen[name] % 5]
+        act = ("429", "500", "text", "drop", "fast")[turn % 5]
     if act == "slow":
         await asyncio.sleep(int(number) / 1000)
-    if act == "stall" and seen[name] == int(number):
+    if act == "stall" and turn == int(number):
         time.sleep(STALL)  # the whole service stands still
     if act in ("429", "500"):
         return JSONResponse({"error": f"this is a {act}"}, int(act))
