@@ -27,6 +27,8 @@ log = logging.getLogger("app.repository")
 
 # Seconds; a call that takes longer to compile is the last one of its model.
 _LONGEST_COMPILE = 120
+# Seconds between lines in the log that tell how far loading has come.
+_TELL_EVERY = 3
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -194,12 +196,19 @@ class Repository:
 
     async def _load(self, name: str) -> None:
         entry = self._change(name, state="LOADING", reason="loading")
+        about = {"model": entry.name, "version": entry.version}
         begun = time.perf_counter()
 
+        told = begun
+
         def progress(doing: str, part: float) -> None:
+            nonlocal told
             if self._stopped:
                 raise _Stopped
             self._change(name, reason=f"{doing} ({part:.0%})")
+            if time.perf_counter() - told > _TELL_EVERY:
+                told = time.perf_counter()
+                log.info("loading: %s (%d %%)", doing, round(100 * part), extra=about)
 
         def work() -> Served:
             progress("reading", 0.0)
@@ -213,7 +222,6 @@ class Repository:
                 progress=progress,
             )
 
-        about = {"model": entry.name, "version": entry.version}
         try:
             model = await self._engine.run(work)
         except _Stopped:
