@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ensemble.errors import ExportError, ModelError
 from ensemble.export import Flat, exported_program, first_line
-from ensemble.program import Program, TensorSpec
+from ensemble.program import Program, Signature, TensorSpec
 from ensemble.structure import Arguments, Structure, as_call
 
 
@@ -68,11 +68,11 @@ def capture(model: nn.Module, example: object, *, live: bool = False) -> Capture
             raise ModelError("What the model returns besides tensors, or how many tensors, depends on the batch size.")
         outputs = _output_specs(structure, expected, one_row, inputs[0].shape[0])
         specs = [TensorSpec(n, t.dtype, (-1, *t.shape[1:])) for n, t in zip(arguments.names, inputs, strict=True)]
-        aliases = _aliases(model)
+        signature = Signature(tuple(specs), tuple(outputs), arguments, structure, _aliases(model))
         # What modules add as extra state is no tensor, and belongs to no member.
         state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
         make = _live_program if live else exported_program
-        program, weights, trainable = make(model, arguments, inputs, structure, specs, outputs, aliases)
+        program, weights, trainable = make(model, signature, inputs)
         for name in sorted(trainable & set(weights)):
             if bool(weights[name].isnan().any()):
                 raise ModelError(f"The parameter {name!r} holds NaN; was the model trained to the end?")
@@ -81,7 +81,7 @@ def capture(model: nn.Module, example: object, *, live: bool = False) -> Capture
         program=program,
         weights=weights,
         trainable=frozenset(trainable),
-        unused={n: t.detach() for n, t in state.items() if n not in weights and n not in aliases},
+        unused={n: t.detach() for n, t in state.items() if n not in weights and n not in signature.aliases},
         state_names=tuple(state),
         example=inputs,
     )
@@ -100,32 +100,17 @@ def _run(
 
 
 def _live_program(
-    model: nn.Module,
-    arguments: Arguments,
-    inputs: Sequence[Tensor],
-    results: Structure,
-    specs: list[TensorSpec],
-    outputs: list[TensorSpec],
-    aliases: dict[str, str],
+    model: nn.Module, signature: Signature, _: Sequence[Tensor]
 ) -> tuple[Program, dict[str, Tensor], set[str]]:
     weights = {name: p.detach() for name, p in [*model.named_parameters(), *model.named_buffers()]}
     # The memo makes the copy take tensors without storage in the places of the real ones.
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), False) for p in model.parameters()}
     memo |= {id(b): b.to("meta") for b in model.buffers()}
     try:
-        module = Flat(copy.deepcopy(model, memo), arguments)
+        module = Flat(copy.deepcopy(model, memo), signature.arguments)
     except Exception as error:
         raise ModelError(f"The model cannot be copied: {first_line(error)}") from error
-    program = Program(
-        module,
-        inputs=specs,
-        outputs=outputs,
-        arguments=arguments,
-        results=results,
-        weight_names=weights,
-        aliases=aliases,
-        graph=None,
-    )
+    program = Program(module, signature, weight_names=weights, graph=None)
     return program, weights, {name for name, _ in model.named_parameters()}
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ensemble import statistics as named
 from ensemble.errors import InputError, ModelError
 from ensemble.evaluate import loop
 from ensemble.members import Members
 from ensemble.memory import human
+from ensemble.outputs import Outputs
 from ensemble.perturbation import Perturbation
 from ensemble.plan import Plan
-from ensemble.prediction import Prediction, qualified
+from ensemble.prediction import Prediction
 from ensemble.program import Program, plain
 from ensemble.runner import Compiled, Runner
 from ensemble.statistics import Moments, Statistic
-from ensemble.tasks import Head, Task, heads, sample
+from ensemble.tasks import Task, heads, sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Ensemble:
         self.members = members
         self.origin = origin
         self.task = task
-        self.heads: list[Head] = heads(task, program.outputs)
+        self._outputs = Outputs(task, tuple(heads(task, program.outputs)), noise_variance)
         if noise_variance is not None and (task != "regression" or not 0 <= noise_variance < math.inf):
             raise ModelError(f"noise_variance is for regression and must be ≥ 0, however: {noise_variance} ({task}).")
         self.noise_variance = noise_variance
@@ -139,7 +139,7 @@ class Ensemble:
             InputError: inputs that do not fit the signature, or a number of members that the ensemble does not have.
             StatisticError: an unknown statistic.
         """
-        wanted = self.resolve(statistics)
+        wanted = self._outputs.resolve(statistics)
         if members is not None and not 1 <= members <= len(self):
             raise InputError(f"members must be between 1 and {len(self)}, however: {members}.")
         inputs = self.program.bind(args, kwargs, self.device)
@@ -152,7 +152,7 @@ class Ensemble:
         results = {
             head.name: {s.name: s.finish(running[head.name]).to(s.dtype) for s in asked} for head, asked in wanted
         }
-        return Prediction(results, members or len(self), several=len(self.heads) > 1)
+        return Prediction(results, members or len(self), several=len(self._outputs.heads) > 1)
 
     def available_statistics(self) -> dict[str, Statistic]:
         """Every statistic that can be asked for, by the name that it has among all outputs."""
@@ -205,35 +205,11 @@ class Ensemble:
 
     def described_statistics(self) -> dict[str, tuple[Statistic, tuple[int, ...]]]:
         """As :meth:`available_statistics`, each with the shape of one row, -1 standing for the members."""
-        return {
-            qualified(head.name, s.name, len(self.heads)): (s, s.shape(head.trailing))
-            for head in self.heads
-            for s in named.available(self.task, self.noise_variance)
-        }
+        return self._outputs.described()
 
     def default_statistics(self) -> list[str]:
         """Names of what :meth:`predict` gives when nothing is asked for."""
         return [name for name, s in self.available_statistics().items() if s.default]
-
-    def resolve(self, names: Sequence[str] | None) -> list[tuple[Head, list[Statistic]]]:
-        """Which statistics of which heads these names ask for.
-
-        Raises:
-            StatisticError: an unknown name.
-        """
-        if names is None or isinstance(names, str) or len(self.heads) == 1:
-            found = named.resolve(names, self.task, self.noise_variance)
-            return [(head, found) for head in self.heads]
-        asked: dict[str, list[str]] = {}
-        for name in names:
-            prefix = max((h.name for h in self.heads if name.startswith(f"{h.name}.")), key=len, default=None)
-            for head in [prefix] if prefix else [h.name for h in self.heads]:
-                asked.setdefault(head, []).append(name.removeprefix(f"{prefix}.") if prefix else name)
-        return [
-            (head, named.resolve(asked[head.name], self.task, self.noise_variance))
-            for head in self.heads
-            if head.name in asked
-        ]
 
     def member(self, index: int) -> dict[str, Tensor]:
         """One member's state dict, to be loaded into the original model.

@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from ensemble.errors import ExportError, ModelError
 from ensemble.graph import skeleton, used_weights
 from ensemble.operations import is_check, normalise, operation_name
-from ensemble.program import Program, TensorSpec
+from ensemble.program import Program, Signature
 from ensemble.structure import Arguments, Structure
 
 _PREFIX = "model."
@@ -41,13 +41,7 @@ class Flat(nn.Module):
 
 
 def exported_program(
-    model: nn.Module,
-    arguments: Arguments,
-    inputs: Sequence[Tensor],
-    results: Structure,
-    specs: list[TensorSpec],
-    outputs: list[TensorSpec],
-    aliases: dict[str, str],
+    model: nn.Module, signature: Signature, inputs: Sequence[Tensor]
 ) -> tuple[Program, dict[str, Tensor], set[str]]:
     """Export a model.
 
@@ -57,19 +51,10 @@ def exported_program(
     Raises:
         ExportError: it cannot be captured; the text says why.
     """
-    exported = _export(Flat(model, arguments), inputs)
-    graph, tensors, trainable = _with_weights_as_attributes(exported, aliases)
+    exported = _export(Flat(model, signature.arguments), inputs)
+    graph, tensors, trainable = _with_weights_as_attributes(exported, signature.aliases)
     weights = {name: tensors[name] for name in used_weights(graph)}
-    program = Program(
-        skeleton(graph, weights),
-        inputs=specs,
-        outputs=outputs,
-        arguments=arguments,
-        results=results,
-        weight_names=weights,
-        aliases=aliases,
-        graph=graph,
-    )
+    program = Program(skeleton(graph, weights), signature, weight_names=weights, graph=graph)
     try:
         # The first use rehearses the graph without data.
         _ = program.activation_bytes

@@ -16,7 +16,7 @@ from ensemble import graph as graphs
 from ensemble.construct import MAX_MEMBERS
 from ensemble.errors import ArtifactError, EnsembledError
 from ensemble.perturbation import Perturbation, recipes
-from ensemble.program import Program, TensorSpec
+from ensemble.program import Program, Signature, TensorSpec
 from ensemble.structure import Arguments, Structure
 from ensemble.tasks import TASKS, Task
 
@@ -197,16 +197,15 @@ def read_program(data: Any, weights: Mapping[str, Tensor], device: torch.device)
     used = list(graphs.used_weights(graph))
     if missing := [name for name in used if name not in weights]:
         raise ArtifactError(f"The graph reads weights that are not there: {missing[:5]}. Build the ensemble again.")
-    program = Program(
-        graphs.skeleton(graph, {name: weights[name] for name in used}),
-        inputs=inputs,
-        outputs=outputs,
+    signature = Signature(
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
         arguments=Arguments(tuple(data["positional"]), Structure(data["arguments"], tuple(s.name for s in inputs))),
         results=Structure(data["results"], tuple(spec.name for spec in outputs)),
-        weight_names=used,
         aliases=aliases,
-        graph=graph,
     )
+    module = graphs.skeleton(graph, {name: weights[name] for name in used})
+    program = Program(module, signature, weight_names=used, graph=graph)
     return program, tuple(data["state_names"])
 
 

@@ -64,39 +64,41 @@ class TensorSpec:
             raise InputError(f"The input {self.name!r} must be {plain(self.dtype)}, got {plain(tensor.dtype)}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a model takes, returns and ties together.
+
+    Args:
+        inputs: the flat inputs.
+        outputs: the flat outputs of one member.
+        arguments: how a call becomes flat inputs.
+        results: how flat outputs become what the model returned.
+        aliases: tied weights: name in the model's state dict -> the name that holds the tensor.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    arguments: Arguments
+    results: Structure
+    aliases: dict[str, str]
+
+
 class Program:
     """A model without its weights.
 
     Args:
         module: the skeleton; its own tensors are never read.
-        inputs: the flat inputs.
-        outputs: the flat outputs of one member.
-        arguments: how a call becomes flat inputs.
-        results: how flat outputs become what the model returned.
+        signature: what it takes and returns.
         weight_names: the weights that the program reads, in order.
-        aliases: tied weights: name in the model's state dict -> the name that holds the tensor.
         graph: the exported graph, None for a live module.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        *,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        arguments: Arguments,
-        results: Structure,
-        weight_names: Iterable[str],
-        aliases: Mapping[str, str],
-        graph: fx.Graph | None,
+        self, module: nn.Module, signature: Signature, *, weight_names: Iterable[str], graph: fx.Graph | None
     ) -> None:
         self.module = module
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self.arguments = arguments
-        self.results = results
+        self.signature = signature
         self.weight_names = tuple(weight_names)
-        self.aliases = dict(aliases)
         self.graph = graph
         # Where the skeleton keeps each weight, and what it keeps there when no call is under way.
         self._places = places(graph) if graph is not None else {name: f"model.{name}" for name in self.weight_names}
@@ -104,22 +106,39 @@ class Program:
         # functional_call swaps tensors on the module it is given: two threads in it would read each other's weights.
         self._lock = threading.RLock()
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The flat inputs."""
+        return self.signature.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The flat outputs of one member."""
+        return self.signature.outputs
+
+    @property
+    def arguments(self) -> Arguments:
+        """How a call becomes flat inputs."""
+        return self.signature.arguments
+
+    @property
+    def results(self) -> Structure:
+        """How flat outputs become what the model returned."""
+        return self.signature.results
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Tied weights: name in the model's state dict -> the name that holds the tensor."""
+        return self.signature.aliases
+
     def empty_weights(self) -> dict[str, Tensor]:
         """A tensor without storage, of the right shape and dtype, for each weight."""
         return {name: self._empty[place] for name, place in self._places.items()}
 
     def running(self, graph: fx.Graph, empty: Mapping[str, Tensor]) -> Program:
         """The same signature with another graph, which reads these weights."""
-        return Program(
-            skeleton(graph, dict(empty)),
-            inputs=self.inputs,
-            outputs=self.outputs,
-            arguments=self.arguments,
-            results=self.results,
-            weight_names=empty,
-            aliases={},
-            graph=graph,
-        )
+        signature = dataclasses.replace(self.signature, aliases={})
+        return Program(skeleton(graph, dict(empty)), signature, weight_names=empty, graph=graph)
 
     @property
     def live(self) -> bool:
@@ -183,22 +202,19 @@ class Program:
             graph = retarget(self.graph, device, change, self._rehearsal.integral if change else ())
             empty = {n: self._empty[place].to(dtypes[n]) for n, place in self._places.items()}
             module = skeleton(graph, empty)
-        program = Program(
-            module,
-            inputs=[following(spec) for spec in self.inputs],
-            outputs=[following(spec) for spec in self.outputs],
-            arguments=self.arguments,
-            results=self.results,
-            weight_names=self.weight_names,
-            aliases=self.aliases,
-            graph=graph,
+        signature = dataclasses.replace(
+            self.signature,
+            inputs=tuple(following(spec) for spec in self.inputs),
+            outputs=tuple(following(spec) for spec in self.outputs),
         )
+        program = Program(module, signature, weight_names=self.weight_names, graph=graph)
         if change and graph is not None:
             # An output that the model casts on purpose does not follow. (What does not run is refused when it is run.)
             with contextlib.suppress(RuntimeError, ModelError):
                 actual = program._rehearsal.outputs
                 pairs = zip(program.outputs, actual, strict=True)
-                program.outputs = tuple(dataclasses.replace(spec, dtype=output.dtype) for spec, output in pairs)
+                actual_outputs = tuple(dataclasses.replace(spec, dtype=output.dtype) for spec, output in pairs)
+                program.signature = dataclasses.replace(signature, outputs=actual_outputs)
         return program
 
     @functools.cached_property

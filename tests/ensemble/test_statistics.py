@@ -242,7 +242,7 @@ def test_fewer_members_may_be_asked_for():
 @pytest.mark.parametrize("task", TASKS)
 def test_every_statistic_is_described_and_has_the_shape_that_it_states(task):
     ens, x, p = built(task)
-    trailing = ens.heads[0].trailing
+    trailing = ens._outputs.heads[0].trailing
     for name, statistic in ens.available_statistics().items():
         assert statistic.description
         assert p[name].shape == (ROWS, *[N if size == -1 else size for size in statistic.shape(trailing)])
