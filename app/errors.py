@@ -7,7 +7,8 @@ be right, and never holds a path, a stack trace or the text of another exception
 
     ServiceError
       BadRequest 400            Unauthorized 401          NotFound 404
-      MethodNotAllowed 405      PayloadTooLarge 413       UnsupportedMediaType 415
+      MethodNotAllowed 405      RequestTimeout 408
+      PayloadTooLarge 413       UnsupportedMediaType 415
       TooManyRequests 429       InternalError 500         Unavailable 503
       DeadlineExceeded 504
 """
@@ -25,6 +26,7 @@ __all__ = [
     "MethodNotAllowed",
     "NotFound",
     "PayloadTooLarge",
+    "RequestTimeout",
     "ServiceError",
     "TooManyRequests",
     "Unauthorized",
@@ -85,6 +87,13 @@ class MethodNotAllowed(ServiceError):
     def __init__(self, message: str, *, allow: Iterable[str] = ()) -> None:
         methods = ", ".join(allow)
         super().__init__(message, headers={"Allow": methods} if methods else None)
+
+
+class RequestTimeout(ServiceError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class PayloadTooLarge(ServiceError):

@@ -13,12 +13,16 @@ from app.repository import Repository
 from app.served import Served, few_digits
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_ERRORS = {
-    "400": "the request is wrong; the text says what would be right",
+_MODEL_ERRORS = {
     "404": "no such model or version",
-    "413": "the body is too large",
-    "429": "too many rows wait; Retry-After says when to come back",
     "503": "the model is loading, or the service is shutting down",
+}
+_BODY_ERRORS = {
+    "400": "the request is wrong; the text says what would be right",
+    "408": "the body did not arrive in time",
+    "413": "the body is too large",
+    "415": "the body is compressed",
+    "429": "too many rows wait; Retry-After says when to come back",
 }
 # As everywhere, null is as good as left out, and a number is an id too.
 _ID = {"type": ["string", "number", "null"], "pattern": "^[A-Za-z0-9._:-]{0,128}$"}
@@ -78,6 +82,7 @@ def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
         summary="One trained model as an ensemble that says how sure it is.",
         description=_describe(repository),
     )
+    whole.get("components", {}).pop("schemas", None)
     ready = [entry.model for entry in repository.entries.values() if entry.model is not None]
     for path, methods in whole["paths"].items():
         for operation in methods.values():
@@ -88,7 +93,9 @@ def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
                 parameter["schema"] = {"type": "string", "examples": sorted(choices)}
                 if len(choices) == 1:
                     parameter["example"] = next(iter(choices))
-            for status, text in _ERRORS.items():
+            asks_a_model = path.endswith(("/predict", "/infer"))
+            errors = _MODEL_ERRORS if asks_a_model or "{name}" in path or path.endswith("/ready") else {}
+            for status, text in sorted({**errors, **(_BODY_ERRORS if asks_a_model else {})}.items()):
                 operation["responses"][status] = _json(_ERROR, description=text)
         shown = [m for m in ready if _numbers_in_example(m) <= _MOST_NUMBERS]
         if path == "/predict":

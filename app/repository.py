@@ -145,7 +145,9 @@ class Repository:
     @property
     def default(self) -> str | None:
         """Name of the model that is asked when none is named; None if there is none."""
-        return self._default or (self.names[0] if len(self.names) == 1 else None)
+        usable = [entry.name for entry in self.entries.values() if entry.model is not None or entry.state == "LOADING"]
+        only = usable if usable else self.names
+        return self._default or (only[0] if len(only) == 1 else None)
 
     @property
     def ready(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Served:
         inputs: what it takes.
         outputs: what may be asked of it, by name.
         error: largest relative difference from the loop over members, found when it was loaded.
+        weights: how each weight runs and why, for people.
         example_inputs, example_outputs: one row and its real answer, for the documentation.
     """
 
@@ -71,6 +72,7 @@ class Served:
     inputs: tuple[TensorSpec, ...]
     outputs: dict[str, OutputSpec]
     error: float = 0.0
+    weights: list[dict[str, Any]] = field(default_factory=list)
     example_inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     example_outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -175,7 +177,13 @@ def load(
     # Rounded before it is answered, so that whoever copies it from the documentation gets that answer.
     rows = [few_digits(to_array(tensor)) for tensor in made.example(1)]
     example = dict(zip((s.name for s in served.inputs), rows, strict=True))
-    return replace(served, error=error, example_inputs=example, example_outputs=served.infer(example, served.defaults))
+    return replace(
+        served,
+        error=error,
+        weights=[asdict(row) for row in ensemble.compatibility(made)],
+        example_inputs=example,
+        example_outputs=served.infer(example, served.defaults),
+    )
 
 
 def sizes_to_compile(served: Served) -> list[int]:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from ensemble.ensemble import Ensemble
-from ensemble.structured import LEFT, RIGHT, Shape, factorable
+from ensemble.structured import LEFT, RIGHT, factorable, structures
 
 How = Literal["shared", "stacked", "factored", "dense fallback"]
 
@@ -63,9 +63,10 @@ def _dense(ensemble: Ensemble, dimensions: int) -> str:
     recipe = ensemble.origin.recipe
     if recipe is None:
         return "differs between the models"
-    if dimensions < 2:
+    if recipe.structure((2, 2)) is not None:
         return "a vector, too small to factor"
-    return f"{recipe.name} gives every member a full weight; low_rank or rank1 would need far less"
+    advice = "; low_rank or rank1 would need far less" if dimensions > 1 else ""
+    return f"{recipe.name} gives every member a full weight{advice}"
 
 
 def _fallbacks(ensemble: Ensemble) -> dict[str, str]:
@@ -73,10 +74,5 @@ def _fallbacks(ensemble: Ensemble) -> dict[str, str]:
     recipe, origin = ensemble.origin.recipe, ensemble.origin
     if recipe is None:
         return {}
-    wanted = {}
-    for name, weight in origin.reference.items():
-        factors = recipe.factors(name, weight, origin.seed, range(1))
-        if factors is not None:
-            wanted[name] = Shape(factors.form, factors.left.shape[-1], tuple(weight.shape))
-    _, reasons = factorable(ensemble.program, wanted)
+    _, reasons = factorable(ensemble.program, structures(recipe, origin.reference))
     return reasons

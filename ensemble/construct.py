@@ -47,8 +47,8 @@ def perturb(
         example: what the model is called with: a tensor, a tuple of positional arguments or a dict of named ones.
             The first dimension of every tensor is the batch.
         seed: member i is a function of the weights, the recipe, the seed and i alone.
-        task: "classification" (the model returns logits), "regression" (values), "gaussian" (mean and variance) or
-            "raw" (anything).
+        task: "classification" (the model returns logits, (batch, ..., classes): the last dimension are the classes),
+            "regression" (values), "gaussian" (mean and positive variance) or "raw" (anything).
         noise_variance: of a regression's observations, target².
         metadata: free JSON values to keep with it, such as {"class_names": [...]}.
         device: where the members live; the model's own by default.
@@ -65,6 +65,10 @@ def perturb(
         >>> ens = perturb(model, Gaussian(scale=0.02), members=256, example=x, task="classification")
         >>> ens.predict(x).mutual_information
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, however: {type(model).__name__}.")
+    if not isinstance(recipe, Perturbation):
+        raise RecipeError(f"recipe must be one such as Gaussian(scale=0.02), however: {recipe!r}.")
     _check_count(members, seed)
     captured = capture(model, example, live=live)
     heads(task, captured.program.outputs)
@@ -87,6 +91,7 @@ def perturb(
     made = Ensemble(program, drawn, origin, task=task, noise_variance=noise_variance, metadata=metadata)
     if live or dtype is not None:
         made.try_one()
+    made.check_variances()
     return made
 
 
@@ -126,6 +131,7 @@ def stack(
             _check_member(made, captured, number, model)
     if live:
         made.try_one()
+    made.check_variances()
     return made
 
 

@@ -140,7 +140,8 @@ class Ensemble:
             StatisticError: an unknown statistic.
         """
         wanted = self._outputs.resolve(statistics)
-        if members is not None and not 1 <= members <= len(self):
+        whole = isinstance(members, int) and not isinstance(members, bool)
+        if members is not None and not (whole and 1 <= members <= len(self)):
             raise InputError(f"members must be between 1 and {len(self)}, however: {members}.")
         inputs = self.program.bind(args, kwargs, self.device)
         running = {
@@ -197,6 +198,11 @@ class Ensemble:
         if self.plan is None:
             self.measure((compiled.rows,))
         return self._runner.adopt(compiled, self.example(compiled.rows), self._bound)
+
+    @property
+    def looped_because(self) -> str:
+        """Why ``vmap`` refuses this model, once a call found out; its members then run one after the other."""
+        return self._runner.program.looped_because
 
     @property
     def _bound(self) -> float:
@@ -257,10 +263,29 @@ class Ensemble:
                 raise ModelError(f"The output {spec.name!r} is not finite on the example; the model cannot be served.")
             scale = max(float(want.double().abs().max()), 1e-30)
             worst = max(worst, float((got - want.double()).abs().max()) / scale)
-        bound = 1e-4 if torch.finfo(self.dtype).eps < 1e-5 else 5e-2
-        if worst > bound:
-            raise ModelError(f"The vectorised call differs from the loop over members by {worst:.2g} (bound {bound}).")
+        if worst > self._bound:
+            raise ModelError(
+                f"The vectorised call differs from the loop over members by {worst:.2g} (bound {self._bound})."
+            )
         return worst
+
+    def check_variances(self) -> None:
+        """Of a gaussian model, that the variances it states on the example are positive.
+
+        Raises:
+            ModelError: one is not.
+        """
+        if self.task != "gaussian":
+            return
+        for outputs in self._runner(self.example()):
+            for head in self._outputs.heads:
+                variance = sample(self.task, head, outputs).variance
+                if variance is not None and not bool((variance > 0).all()):
+                    raise ModelError(
+                        "A gaussian model returns (mean, variance) with a positive variance; this one gives "
+                        f"{float(variance.min()):.3g} on the example. Use softplus or exp for it, and return the "
+                        "variance, not its logarithm."
+                    )
 
     def example(self, rows: int | None = None) -> list[Tensor]:
         """Flat inputs to try the ensemble with: kept rows of the original example, else made up."""
@@ -277,6 +302,8 @@ class Ensemble:
         Raises:
             ModelError: the graph fixes a dtype that does not go with the new one.
         """
+        if isinstance(device, torch.dtype):
+            raise ModelError(f"The first argument is the device; say to(dtype={device}).")
         place = torch.device(device) if device is not None else self.device
         if dtype is not None and not dtype.is_floating_point:
             raise ModelError(f"dtype must be a floating-point type, however: {dtype}.")

@@ -40,23 +40,30 @@ def evaluate(
         inputs: flat inputs, on the members' device.
         count: only the first ``count`` members; all by default.
         chunk: how many members in one call, 0 for one after the other without vmap; by default as many as keep their
-            activations small.
+            activations small, or 0 where vmap refuses the model.
 
     Yields:
         Flat outputs of the next members, each (some members, batch, ...); several small chunks are yielded together.
 
     Raises:
-        ModelError: the model does something that cannot be done for many members at once.
+        ModelError: a chunk is asked for, and the model does something that cannot be done for many members at once.
         InputError: a negative chunk.
     """
-    if chunk is not None and chunk < 0:
-        raise InputError(f"chunk must be a number of members, or 0 for the loop, however: {chunk}.")
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0):
+        raise InputError(f"chunk must be a number of members, or 0 for the loop, however: {chunk!r}.")
     total = members.count if count is None else min(count, members.count)
     step = default_chunk(program, members, inputs) if chunk is None else chunk
-    if step == LOOP:
+    if step == LOOP or (chunk is None and program.looped_because):
         yield from gathered(_looped(program, members, inputs, total))
-    else:
+        return
+    try:
         yield from gathered(_vmapped(program, members, inputs, total, step))
+    except ModelError as error:
+        # Refused with the first chunk, or not at all.
+        if chunk is not None:
+            raise
+        program.looped_because = str(error)
+        yield from gathered(_looped(program, members, inputs, total))
 
 
 def gathered(chunks: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
@@ -148,6 +155,11 @@ def _reason(error: RuntimeError) -> str | None:
             "The model branches on, or reads as a Python number, a value that differs between members; replace "
             "that by torch.where or a tensor operation."
         )
-    if "Batching rule not implemented" in text or "in-place arithmetic" in text or "randomness" in text:
+    if "dynamic shape" in text:
+        return (
+            "The size of a value in this model depends on other values (a boolean mask as an index?), so it cannot run "
+            "for many members at once; use torch.where, or multiply by the mask."
+        )
+    if text.startswith("vmap:") or "Batching rule not implemented" in text or "in-place arithmetic" in text:
         return f"An operation of this model cannot run for many members at once: {text.splitlines()[0]}"
     return None

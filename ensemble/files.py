@@ -40,7 +40,9 @@ def write_directory(target: Path, files: Mapping[str, bytes]) -> None:
                 old.rename(target)
             raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        # Should the old one not have found its way back, it stays where it is.
+        if target.exists() or not old.exists():
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def read_verified(directory: Path, name: str, entry: Mapping[str, Any]) -> bytes:

@@ -17,9 +17,9 @@ from torch.func import stack_module_state
 from ensemble.errors import ModelError
 from ensemble.memory import require
 from ensemble.perturbation import Perturbation
-from ensemble.perturbation.factors import Factors
+from ensemble.perturbation.factors import Factors, Shape
 from ensemble.program import Program, Weights
-from ensemble.structured import LEFT, RIGHT, Shape, factorable
+from ensemble.structured import LEFT, RIGHT, factorable, structures
 
 _SLICE_BYTES = 16 * 2**20
 
@@ -122,7 +122,7 @@ def draw(
     def kept(name: str) -> torch.dtype:
         return dtype if dtype and weights[name].is_floating_point() else weights[name].dtype
 
-    factored, _ = factorable(program, _structured(recipe, weights, names, seed))
+    factored, _ = factorable(program, structures(recipe, {name: weights[name] for name in names}))
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name in names:
         if name in factored:
@@ -149,15 +149,6 @@ def draw(
     # Copies, so that training the model further does not change the ensemble.
     shared = {n: w.to(device, kept(n), copy=True) for n, w in weights.items() if n not in stacked}
     return Members(count, shared, stacked, factored)
-
-
-def _structured(recipe: Perturbation, weights: Weights, names: Sequence[str], seed: int) -> dict[str, Shape]:
-    """The weights for which a recipe has factors, and of what form."""
-    found = {}
-    for name in names:
-        if (factors := recipe.factors(name, weights[name], seed, range(1))) is not None:
-            found[name] = Shape(factors.form, factors.left.shape[-1], tuple(weights[name].shape))
-    return found
 
 
 def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device) -> Members:

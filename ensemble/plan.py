@@ -13,6 +13,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
+from ensemble.errors import ModelError
+
 # Called with the number of members in one call (LOOP: one after the other without vmap); runs the whole ensemble.
 Run = Callable[[int], None]
 LOOP = 0
@@ -105,7 +107,11 @@ def measure(run: Run, rows: int, chunks: Sequence[int], seconds: float) -> Way:
         if fastest and time.perf_counter() - begun > seconds:
             break
         # The first run of a shape allocates and chooses kernels; only a hopeless one counts.
-        times = [timed(run, chunk)]
+        try:
+            times = [timed(run, chunk)]
+        except ModelError:
+            # vmap refuses the model; the loop does not.
+            continue
         best = min(fastest.values(), default=float("inf"))
         while len(times) <= _REPEATS and times[-1] < _HOPELESS * best and time.perf_counter() - begun < seconds:
             times.append(timed(run, chunk))

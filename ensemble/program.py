@@ -100,6 +100,8 @@ class Program:
         self.signature = signature
         self.weight_names = tuple(weight_names)
         self.graph = graph
+        # Why vmap refuses it, once that was found out: its members run one after the other.
+        self.looped_because = ""
         # Where the skeleton keeps each weight, and what it keeps there when no call is under way.
         self._places = places(graph) if graph is not None else {name: f"model.{name}" for name in self.weight_names}
         self._empty = dict([*module.named_parameters(), *module.named_buffers()])

@@ -18,7 +18,7 @@ from ensemble.plan import Plan, Way, candidates, measure, timed
 from ensemble.program import Program
 from ensemble.structured import factored_program
 
-_REPEATS = 5
+_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,10 @@ class Runner:
             raise ModelError("A live module is not compiled; make the ensemble without live=True.")
         rows = inputs[0].shape[0]
         chunk = chunk_for(self.program, self.members.count, rows)
-        return Compiled(rows, chunk, compile_call(self.program, self.members, inputs, chunk))
+        # Traced on a skeleton of its own, so that calls need not wait for it.
+        assert self.program.graph is not None
+        own = self.program.running(self.program.graph, self.program.empty_weights())
+        return Compiled(rows, chunk, compile_call(own, self.members, inputs, chunk))
 
     def adopt(self, compiled: Compiled, inputs: Sequence[Tensor], bound: float) -> bool:
         """Check and time a compiled call, and use it for every batch that it is fastest for.
@@ -135,7 +138,8 @@ class Runner:
         """
         assert self.plan is not None
         run = functools.partial(self._called, compiled.call, compiled.rows, compiled.chunk, inputs, None)
-        for got, want in zip(_whole(run()), _whole(evaluate(self.program, self.members, inputs)), strict=True):
+        plain = evaluate(self.program, self.members, inputs, chunk=self.plan.way(compiled.rows).eager)
+        for got, want in zip(_whole(run()), _whole(plain), strict=True):
             scale = float(want.double().abs().nan_to_num(0, 0, 0).max().clamp_min(1e-30))
             if not torch.allclose(got.double(), want.double(), rtol=0, atol=bound * scale, equal_nan=True):
                 raise ModelError(f"The compiled call for {compiled.rows} rows gives other answers; it is not used.")

@@ -150,6 +150,11 @@ def _per_member(trailing: tuple[int, ...]) -> tuple[int, ...]:
     return (-1, *trailing)
 
 
+def _label(m: Moments) -> Tensor:
+    # The largest of what is no number would be a class like any other.
+    return torch.where(m.mean.isfinite().all(-1), m.mean.argmax(-1), -1)
+
+
 def _variation(m: Moments) -> Tensor:
     # The modal class is the one with most votes; label may differ from it.
     return 1 - m.votes.amax(-1).double() / m.count
@@ -160,8 +165,9 @@ def _information(m: Moments) -> Tensor:
 
 
 _TABLE = (
-    Statistic("label", "argmax of mean: the class with the highest probability", "class index", _CLASSES,
-              ("mean",), lambda m: m.mean.argmax(-1), _per_row, integer=True, default=True),
+    Statistic("label", "argmax of mean: the class with the highest probability; −1 where mean is no number",
+              "class index", _CLASSES,
+              ("mean",), _label, _per_row, integer=True, default=True),
     Statistic("mean", "mean over members of the prediction (for classes: of the probabilities, never the logits)",
               "target", _ALL, ("mean",), lambda m: m.mean, default=True),
     Statistic("std", "√total_variance", "target", _ALL, ("deviation", "variance"),
@@ -216,6 +222,8 @@ def resolve(names: Sequence[str] | None, task: Task, noise_variance: float | Non
         return [s for s in having.values() if s.default]
     if isinstance(names, str):
         raise StatisticError(f"statistics must be a list of names, such as [{names!r}].")
+    if not names:
+        raise StatisticError(f"statistics must name at least one of {', '.join(having)}.")
     for name in names:
         if name == "aleatoric_variance" and task == "regression":
             if noise_variance is None:

@@ -18,28 +18,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ensemble.graph import used_weights
-from ensemble.perturbation.factors import Form, columns
+from ensemble.perturbation.base import Perturbation
+from ensemble.perturbation.factors import Shape
 from ensemble.program import Program
 
 aten = torch.ops.aten
-LEFT, RIGHT = "__left", "__right"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What must be known of a factored weight before the graph is rewritten: its form, rank, and own shape."""
-
-    form: Form
-    rank: int
-    size: tuple[int, ...]
-
-    @property
-    def factors(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of one member's left and right factor."""
-        return (self.size[0], self.rank), (columns(self.size, self.form), self.rank)
+# A weight is no module, so nothing else can have these names.
+LEFT, RIGHT = ".left", ".right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,3 +298,9 @@ def factorable(program: Program, wanted: Mapping[str, Shape]) -> tuple[dict[str,
         return {}, dict.fromkeys(wanted, "the live module, which has no graph to rewrite")
     _, dense = rewrite(program.graph, wanted)
     return {name: shape for name, shape in wanted.items() if name not in dense}, dense
+
+
+def structures(recipe: Perturbation, weights: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """The weights for which a recipe has factors, and of what form."""
+    found = {name: recipe.structure(weight.shape) for name, weight in weights.items()}
+    return {name: shape for name, shape in found.items() if shape is not None}

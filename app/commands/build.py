@@ -58,7 +58,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="SOURCE", help="FILE.py:NAME or package.module:NAME")
     parser.add_argument("out", metavar="OUT", type=Path, help="new directory MODELS/NAME/VERSION")
-    parser.add_argument("--task", choices=TASKS, default="raw", help="what the outputs are (default: raw)")
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default="raw",
+        help="what the outputs are: logits with the classes last, values, (mean, variance), or anything (default: raw)",
+    )
     parser.add_argument("--members", type=int, default=128, metavar="N", help="how many (default: 128)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the members' noise (default: 0)")
     parser.add_argument("--recipe", choices=sorted(recipes), default="gaussian", help="how members are made")
@@ -110,6 +115,8 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
         raise BuildError(f"{args.out} exists; --overwrite replaces it")
     device = None if args.device is None else pick_device(args.device)
     settings = dict(_setting(text) for text in args.set) | ({} if args.scale is None else {"scale": args.scale})
+    if settings:
+        _recipe(args.recipe, settings)
     console.print(f"running {args.source} ...", markup=False, soft_wrap=True)
     models, example, metadata = _source(args.source)
     if len(models) > 1 and (settings or args.weights):

@@ -26,6 +26,22 @@ examples:
   ENSEMBLED_PORT=9000 ensembled serve --models models --device auto"""
 
 
+_METAVARS = {
+    "models": "DIR",
+    "host": "ADDRESS",
+    "device": "DEVICE",
+    "dtype": "DTYPE",
+    "default_model": "NAME",
+    "max_queue": "ROWS",
+    "max_batch": "ROWS",
+    "max_body": "BYTES",
+    "body_timeout": "SECONDS",
+    "shutdown_timeout": "SECONDS",
+    "log_level": "LEVEL",
+    "log_format": "FORMAT",
+}
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each setting."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
@@ -38,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if field.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
-            parser.add_argument(flag, metavar="VALUE", help=text)
+            parser.add_argument(flag, metavar=_METAVARS.get(name, "N"), help=text)
 
 
 def main(args: argparse.Namespace) -> int:

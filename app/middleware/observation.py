@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -10,7 +11,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, ServiceError
+from app.errors import InternalError, ServiceError, Unavailable
 from app.logs import request_id
 from app.metrics import Metrics
 from app.middleware.answer import send_error
@@ -49,6 +50,13 @@ class Observation:
 
         try:
             await self.app(scope, receive, observed)
+        except asyncio.CancelledError:
+            if status:
+                raise
+            # The time for stopping has run out, and what is not complete was never accepted.
+            await send_error(
+                scope, receive, observed, Unavailable("the service is shutting down; ask another instance")
+            )
         except Exception as error:
             if status:
                 raise

@@ -1,6 +1,6 @@
 """The plain API, for people: the numbers alone, without shapes and datatypes.
 
-    {"inputs": [[...], ...], "outputs": ["mean", "std"], "id": "a-1", "parameters": {"members": 8}}
+    {"inputs": [[...], ...], "outputs": ["mean", "std"], "id": "a-1"}
 
 `inputs` is a list of rows for a model with one input, or an object with a list of rows for each input. All
 else may be left out. As people make typing errors, a key that is not known is an error here, where V2 would

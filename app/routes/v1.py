@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.errors import BadRequest
 from app.protocol import decode_predict, encode_predict
+from app.protocol.wording import listing
 from app.routes.common import body_of, chosen_model, json_response, service_of
 from app.routes.v2 import metadata, states
-from ensemble import compatibility
 from ensemble.plan import Way
 
 router = APIRouter(tags=["Plain"])
@@ -48,7 +48,8 @@ async def describe(request: Request, name: str) -> Response:
         "device": str(made.device),
         "dtype": str(made.dtype).removeprefix("torch."),
         "weight_bytes": made.members.nbytes,
-        "weights": [dataclasses.asdict(row) for row in compatibility(made)],
+        "weights": model.weights,
+        "looped_because": made.looped_because or None,
         "checked_against_loop": {"relative_error": model.error},
         "compiling": service_of(request).repository.entry(name).compiling,
         "plan": [_way(way) for way in made.plan.ways] if made.plan else [],
@@ -70,6 +71,9 @@ def _way(way: Way) -> dict[str, Any]:
 async def _predict(request: Request, name: str | None = None, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
     asked = decode_predict(await body_of(request), model.inputs, model.outputs, model.defaults)
+    if asked.parameters:
+        # People make typing errors, and a parameter that does nothing would hide one.
+        raise BadRequest(f"unknown parameters: {listing(asked.parameters)}; this API has none")
     arrays = await service_of(request).answer(model, asked)
     body = encode_predict(model.name, model.version, asked, arrays, model.details)
     return Response(body, media_type="application/json")

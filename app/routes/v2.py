@@ -25,11 +25,13 @@ async def server_metadata() -> Response:
     return json_response({"name": "ensembled", "version": VERSION, "extensions": EXTENSIONS})
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Is the process alive?")
 async def live() -> Response:
     return json_response({"live": True})
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", summary="Is every model loaded, checked and warm?")
 async def ready(request: Request) -> Response:
     repository = service_of(request).repository

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from ensemble.errors import RecipeError
-from ensemble.perturbation.factors import Factors
+from ensemble.perturbation.factors import Factors, Shape
 
 
 class Perturbation(ABC):
@@ -57,12 +57,16 @@ class Perturbation(ABC):
             Tensor of shape (len(members), *weight.shape) with the dtype and device of ``weight``.
         """
 
+    def structure(self, shape: Sequence[int]) -> Shape | None:
+        """The form and rank of the factors of a weight of this shape; None for a weight whose members are dense."""
+        return None
+
     def factors(self, name: str, weight: Tensor, seed: int, members: range) -> Factors | None:
         """The same weights as thin factors on the trained value, where the recipe has them in that form.
 
         Returns:
-            Factors in float32 or better on the CPU, which materialise to what :meth:`draw` gives; None for a weight
-            whose members are dense.
+            Factors in float32 or better on the CPU, which materialise to what :meth:`draw` gives; None where
+            :meth:`structure` does.
         """
         return None
 

@@ -48,3 +48,17 @@ class Factors:
 def columns(shape: Sequence[int], form: Form) -> int:
     """How many columns a weight of this shape has."""
     return math.prod(shape[1:]) if form == "additive" else shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is known of a factored weight without drawing it: its form, rank, and own shape."""
+
+    form: Form
+    rank: int
+    size: tuple[int, ...]
+
+    @property
+    def factors(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of one member's left and right factor."""
+        return (self.size[0], self.rank), (columns(self.size, self.form), self.rank)

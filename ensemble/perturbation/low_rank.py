@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ensemble.errors import RecipeError
-from ensemble.perturbation.factors import Factors, columns
+from ensemble.perturbation.factors import Factors, Shape, columns
 from ensemble.perturbation.noise import Noise
 from ensemble.random import root_mean_square, standard_normal
 
@@ -48,6 +49,9 @@ class LowRank(Noise, name="low_rank"):
 
     def noise(self, name: str, shape: torch.Size, seed: int, members: range) -> Tensor:
         return _antithetic(seed, members, name, shape)
+
+    def structure(self, shape: Sequence[int]) -> Shape | None:
+        return Shape("additive", self.rank, tuple(shape)) if len(shape) > 1 else None
 
     def factors(self, name: str, weight: Tensor, seed: int, members: range) -> Factors | None:
         if weight.ndim < 2:

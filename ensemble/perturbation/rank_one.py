@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ensemble.perturbation.factors import Factors, columns
+from ensemble.perturbation.factors import Factors, Shape, columns
 from ensemble.perturbation.noise import Noise
 from ensemble.random import standard_normal
 
@@ -31,6 +32,9 @@ class Rank1(Noise, name="rank1"):
         >>> Rank1(scale=0.1)
         Rank1(scale=0.1, include=('*',), exclude=())
     """
+
+    def structure(self, shape: Sequence[int]) -> Shape | None:
+        return Shape("multiplicative", 1, tuple(shape)) if len(shape) > 1 else None
 
     def factors(self, name: str, weight: Tensor, seed: int, members: range) -> Factors | None:
         if weight.ndim < 2:

@@ -328,3 +328,21 @@ def test_without_a_compiler_it_says_so_and_answers(models, loaded, tmp_path):
         assert_same(
             server.post("/predict", json=plain_body(inputs)).json()["outputs"], expected(loaded["house"], inputs)
         )
+
+
+def test_a_body_that_does_not_come_is_answered_and_does_not_hold_the_stop(models, tmp_path):
+    shutil.copytree(models / "house", tmp_path / "models" / "house")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    with serving(tmp_path / "log", "--models", tmp_path / "models", "--body-timeout", 0.5) as server:
+        server.wait_ready()
+        status, _, body = server.raw(head)
+        assert (status, json.loads(body)) == (408, {"error": "the body did not arrive within 0.5 seconds"})
+    with serving(tmp_path / "log2", "--models", tmp_path / "models", "--shutdown-timeout", 1) as server:
+        server.wait_ready()
+        with server.connection() as connected:
+            connected.sendall(head)
+            time.sleep(0.2)
+            begun = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - begun < 10
+        assert "Traceback" not in server.text()

@@ -9,6 +9,7 @@ PLAIN = {
     errors.Unauthorized: (401, "unauthorized"),
     errors.NotFound: (404, "not_found"),
     errors.MethodNotAllowed: (405, "method_not_allowed"),
+    errors.RequestTimeout: (408, "request_timeout"),
     errors.PayloadTooLarge: (413, "payload_too_large"),
     errors.UnsupportedMediaType: (415, "unsupported_media_type"),
     errors.TooManyRequests: (429, "too_many_requests"),

@@ -31,6 +31,7 @@ VALUES = {
     "max_batch": [("1", 1), ("2", 2), ("3", 3)],
     "max_queue": [("1", 1), ("2", 2), ("3", 3)],
     "max_body": [("1024", 1024), ("2048", 2048), ("4096", 4096)],
+    "body_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
     "shutdown_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
     "log_level": [("debug", "debug"), ("warning", "warning"), ("error", "error")],
     "log_format": [("json", "json"), ("text", "text"), ("json", "json")],

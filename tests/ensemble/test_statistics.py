@@ -271,7 +271,8 @@ def test_names_that_a_task_does_not_have_are_refused(task, names, text):
 
 def test_a_name_asked_for_twice_is_computed_once():
     assert [s.name for s in resolve(["std", "mean", "std"], "raw")] == ["std", "mean"]
-    assert resolve([], "raw") == []
+    with pytest.raises(StatisticError, match="must name at least one of mean, std"):
+        resolve([], "raw")
 
 
 def test_a_regressor_of_one_member_has_no_spread():

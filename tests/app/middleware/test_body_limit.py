@@ -36,7 +36,7 @@ def ask(pieces: list[bytes], limit: int = 10, kind: str = "http", **headers: str
         "type": kind,
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }
-    asyncio.run(BodyLimit(app, limit)(scope, receive, send))
+    asyncio.run(BodyLimit(app, limit, 60)(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"]), read
 
 

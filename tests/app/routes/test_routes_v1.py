@@ -148,3 +148,14 @@ def test_the_list_of_models_and_all_that_is_known_of_one(client, loaded):
     assert about["parameters"] == {"members": MEMBERS, "seed": 2, "task": "classification"}
     assert client.get("/v1/models/nobody").status_code == 404
     assert json.dumps(about)
+
+
+def test_a_parameter_that_does_nothing_is_refused(client):
+    body = {"inputs": [[0, 0, 0, 0]], "parameters": {"memebrs": 3}}
+    reply = client.post("/predict", json=body)
+    assert (reply.status_code, reply.json()) == (400, {"error": "unknown parameters: 'memebrs'; this API has none"})
+
+
+def test_a_balancer_may_ask_with_head(client):
+    assert client.head("/v2/health/live").status_code == 200
+    assert client.head("/v2/health/ready").status_code == 200
