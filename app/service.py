@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import Collection
 
@@ -61,14 +62,19 @@ class Service:
     def start(self) -> None:
         """Begin to load models and to answer; returns at once."""
         self.batcher.start()
-        self._loading = asyncio.create_task(self.repository.load_all(), name="loading")
+        self._loading = asyncio.create_task(self._load(), name="loading")
         if self.settings.compile:
             self._compiling = asyncio.create_task(self._compile(), name="compiling")
+
+    async def _load(self) -> None:
+        await self.repository.load_all()
+        _settle()
 
     async def _compile(self) -> None:
         assert self._loading is not None
         await self._loading
         await self.repository.compile_all(self.background)
+        _settle()
 
     async def stop(self) -> None:
         """Finish what was accepted, and end."""
@@ -110,3 +116,9 @@ class Service:
             if entry.model is not None:
                 self.metrics.members.labels(*labels).set(len(entry.model.ensemble))
                 self.metrics.weights.labels(*labels).set(entry.model.ensemble.members.nbytes)
+
+
+def _settle() -> None:
+    """Take what stays for good out of the garbage collector, whose full runs would stop every request for it."""
+    gc.collect()
+    gc.freeze()

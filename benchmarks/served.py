@@ -85,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, recipe in itertools.product(args.cases, args.recipes):
             case = CASES[name]()
-            models = Path(folder) / recipe
+            models = Path(folder) / f"{name}-{recipe}"
             made = case.ensemble(recipe)
             made.save(models / name / "1")
             row = case.rows(1)
