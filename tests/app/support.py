@@ -18,29 +18,17 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-import torch.nn.functional as F
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor, nn
 
 import ensemble
+from tests.scenarios import GaussianHead
 
 ROOT = Path(__file__).parents[2]
 HELD = Path(__file__).with_name("held.py")
 # Long, since the machine may be busy; nothing that goes well takes it.
 PATIENCE = 60.0
 MEMBERS = 6
-
-
-class Weather(nn.Module):
-    """A mean and a variance, by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        mean, raw = self.out(self.body(x).tanh()).unbind(-1)
-        return {"variance": F.softplus(raw) + 1e-3, "mean": mean}
 
 
 class Pair(nn.Module):
@@ -83,7 +71,7 @@ def build_models(root: Path) -> None:
         house, recipe, members=MEMBERS, example=torch.randn(3, 5), task="regression", noise_variance=0.25
     )
     made.save(root / "house" / "1")
-    ensemble.perturb(Weather(), recipe, members=MEMBERS, example=torch.randn(3, 3), task="gaussian").save(
+    ensemble.perturb(GaussianHead(), recipe, members=MEMBERS, example=torch.randn(3, 3), task="gaussian").save(
         root / "weather" / "1"
     )
     example = {"features": torch.randn(3, 4), "tokens": torch.randint(10, (3, 2))}
