@@ -60,7 +60,7 @@ $(VENV)/torch: | $(VENV)/bin/python
 
 $(VENV)/base: pyproject.toml | $(VENV)/torch
 	@echo "==> installing (PyTorch is large: this takes a minute or a few)"
-	@$(PIP) -e '.[examples]'
+	@$(PIP) -e '.[examples,plot]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/base
