@@ -53,8 +53,7 @@ RUN groupadd --gid 10001 ensembled \
  && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin ensembled
 # Nothing is written at run time, so the root file system can be read-only. torch makes its cache's directory when it is
 # imported, even if nothing is put there, so it is told one that exists. `auto` is a GPU where torch sees one. There is no
-# C++ compiler here, so calls are not compiled. The NVIDIA
-# variables are read by NVIDIA's container runtime only.
+# C++ compiler here, so calls are not compiled. The NVIDIA variables are read by NVIDIA's container runtime only.
 ENV PATH=/opt/ensembled/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -43,6 +43,7 @@ class Background:
             if error is not None:
                 answer.set_exception(error)
             else:
+                # Without an error it is what the call returned, None included.
                 answer.set_result(result)  # type: ignore[arg-type]
 
         def work() -> None:

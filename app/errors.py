@@ -6,11 +6,9 @@ a fault raises the class that names it, and one handler turns any `ServiceError`
 be right, and never holds a path, a stack trace or the text of another exception.
 
     ServiceError
-      BadRequest 400            Unauthorized 401          NotFound 404
-      MethodNotAllowed 405      RequestTimeout 408
-      PayloadTooLarge 413       UnsupportedMediaType 415
+      BadRequest 400            NotFound 404              MethodNotAllowed 405
+      RequestTimeout 408        PayloadTooLarge 413       UnsupportedMediaType 415
       TooManyRequests 429       InternalError 500         Unavailable 503
-      DeadlineExceeded 504
 """
 
 # ruff: noqa: N818 - a name says what went wrong, in HTTP's own words; the base class says that it is an error.
@@ -21,7 +19,6 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
-    "DeadlineExceeded",
     "InternalError",
     "MethodNotAllowed",
     "NotFound",
@@ -29,7 +26,6 @@ __all__ = [
     "RequestTimeout",
     "ServiceError",
     "TooManyRequests",
-    "Unauthorized",
     "Unavailable",
     "UnsupportedMediaType",
 ]
@@ -59,16 +55,6 @@ class BadRequest(ServiceError):
 
     status = 400
     code = "bad_request"
-
-
-class Unauthorized(ServiceError):
-    """A key is required, and none or a wrong one was given."""
-
-    status = 401
-    code = "unauthorized"
-
-    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message, headers={"WWW-Authenticate": "Bearer", **(headers or {})})
 
 
 class NotFound(ServiceError):
@@ -138,10 +124,3 @@ class Unavailable(ServiceError):
 
     status = 503
     code = "unavailable"
-
-
-class DeadlineExceeded(ServiceError):
-    """The request's deadline passed before its answer was ready."""
-
-    status = 504
-    code = "deadline_exceeded"

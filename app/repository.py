@@ -247,6 +247,7 @@ class Repository:
             )
 
     def _change(self, name: str, **changes: object) -> Entry:
+        # Names of fields cannot be typed as keyword arguments.
         self.entries[name] = replace(self.entries[name], **changes)  # type: ignore[arg-type]
         self.on_change()
         return self.entries[name]

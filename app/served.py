@@ -127,6 +127,7 @@ class Served:
         try:
             self.ensemble.predict(dict(zip((s.name for s in self.inputs), self.ensemble.example(1), strict=True)))
         except Exception:
+            # Whatever it is, it is no fault of the request's.
             return False
         return True
 

@@ -73,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_middleware(BodyLimit, limit=settings.max_body, seconds=settings.body_timeout)
     app.add_middleware(Observation, metrics=service.metrics)
+    # FastAPI's own way to describe an application otherwise.
     app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]
     return app
 

@@ -26,6 +26,9 @@ Call = Callable[[dict[str, Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
 # Activations of a compiled chunk should stay in the processor's cache.
 _CACHE_BYTES = 16 * 2**20
 
+# Its warnings are about tuning and mean nothing to whoever runs an ensemble; errors become a ModelError.
+logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+
 
 def chunk_for(program: Program, members: int, rows: int) -> int:
     """How many members a compiled call should take: a divisor of all of them whose activations stay in the cache."""
@@ -67,6 +70,7 @@ def compile_call(program: Program, members: Members, inputs: Sequence[Tensor], c
                 traced = make_fx(flat, tracing_mode="fake")(*arguments)
             # What was traced has nothing to do with the program any more, so calls go on while it is compiled.
             with torch.no_grad():
+                # It takes any sequence of tensors, whatever its annotation says.
                 compiled: Any = torch._inductor.compile(traced, arguments)  # type: ignore[arg-type]
                 compiled(*arguments)
     except Exception as error:
@@ -79,6 +83,3 @@ def compile_call(program: Program, members: Members, inputs: Sequence[Tensor], c
             return tuple(compiled(*shared.values(), *(own[name] for name in own_names), *batch))
 
     return call
-
-
-logging.getLogger("torch._inductor").setLevel(logging.ERROR)

@@ -136,6 +136,7 @@ def _vmappable() -> Iterator[None]:
             # way is fastest is measured, not warned about.
             _fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
+            # There is no public switch for it.
             torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
         _calls += 1
     try:

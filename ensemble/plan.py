@@ -3,8 +3,9 @@
 One ``vmap`` over all members is fast for some models and three times slower than a plain loop for others (a
 convolution under ``vmap`` becomes a grouped one, whose kernels are slow for many groups), and where the turning point
 lies depends on the batch, the model and the machine. So for each of a few batch sizes the candidates are timed on the
-real ensemble: all members in one call, chunks of several sizes, the loop, and calls that were compiled. The loop being
-among them, the choice is never slower than it.
+real ensemble: all members in one call, chunks of several sizes, the loop, and calls that were compiled. The loop runs
+the same program one member after the other (on factors, where members have them); it is tried right after the first
+candidate, so that the choice is never slower than it unless there was no time for it at all.
 """
 
 from __future__ import annotations

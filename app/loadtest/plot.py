@@ -7,6 +7,7 @@ offered.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,8 @@ def check(path: Path) -> None:
         raise LoadTestError(f"a plot must be a .png or .svg file, however: {path}")
     if not path.absolute().parent.is_dir():
         raise LoadTestError(f"there is no folder for {path}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise LoadTestError("a plot needs matplotlib: pip install 'ensembled[plot]'") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise LoadTestError("a plot needs matplotlib: pip install 'ensembled[plot]'")
 
 
 def save(report: Report, path: Path) -> None:

@@ -6,7 +6,6 @@ from app import errors
 
 PLAIN = {
     errors.BadRequest: (400, "bad_request"),
-    errors.Unauthorized: (401, "unauthorized"),
     errors.NotFound: (404, "not_found"),
     errors.MethodNotAllowed: (405, "method_not_allowed"),
     errors.RequestTimeout: (408, "request_timeout"),
@@ -15,7 +14,6 @@ PLAIN = {
     errors.TooManyRequests: (429, "too_many_requests"),
     errors.InternalError: (500, "internal_error"),
     errors.Unavailable: (503, "unavailable"),
-    errors.DeadlineExceeded: (504, "deadline_exceeded"),
 }
 
 
@@ -45,11 +43,6 @@ def test_headers_belong_to_one_error():
 @pytest.mark.parametrize(("seconds", "header"), [(0, "1"), (-3, "1"), (0.2, "1"), (1.01, "2"), (1e12, "3600")])
 def test_retry_after_is_in_whole_seconds_and_bounded(seconds, header):
     assert errors.TooManyRequests("busy", retry_after=seconds).headers == {"Retry-After": header}
-
-
-def test_unauthorized_names_the_scheme_and_keeps_other_headers():
-    error = errors.Unauthorized("no key", headers={"X-A": "b"})
-    assert error.headers == {"WWW-Authenticate": "Bearer", "X-A": "b"}
 
 
 def test_method_not_allowed_lists_methods():
