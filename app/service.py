@@ -15,7 +15,7 @@ from collections.abc import Collection
 import torch
 
 from app.background import Background
-from app.batching import Batcher
+from app.batching import Answer, Batcher
 from app.engine import Engine, pick_device
 from app.errors import BadRequest, TooManyRequests
 from app.metrics import Metrics
@@ -88,8 +88,8 @@ class Service:
         self.engine.close()
         log.info("stopped")
 
-    async def answer(self, model: Served, request: InferRequest) -> Arrays:
-        """The outputs that a request asked for.
+    async def answer(self, model: Served, request: InferRequest) -> Answer:
+        """What a request asked for.
 
         Raises:
             BadRequest: more rows than the service ever takes at once.

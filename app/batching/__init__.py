@@ -1,5 +1,5 @@
 """Waiting requests, and how they are merged into calls: asyncio only, no torch, no HTTP."""
 
-from app.batching.batcher import Batcher, Observer
+from app.batching.batcher import Answer, Batcher, Observer
 
-__all__ = ["Batcher", "Observer"]
+__all__ = ["Answer", "Batcher", "Observer"]

@@ -26,6 +26,22 @@ Arrays = Mapping[str, NDArray[Any]]
 Run = Callable[[Any, Arrays, Collection[str]], Awaitable[Arrays]]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        arrays: an array for each output that it asked for, its own rows.
+        members: how many members were evaluated; None for all.
+        queued, computed: seconds that it waited, and that its call took.
+    """
+
+    arrays: Arrays
+    members: int | None
+    queued: float
+    computed: float
+
+
 class Observer(Protocol):
     """What the batcher tells of each call."""
 
@@ -42,7 +58,7 @@ class _Job:
     inputs: Arrays
     outputs: Collection[str]
     rows: int
-    answer: asyncio.Future[Arrays]
+    answer: asyncio.Future[Answer]
     queued_at: float = field(default_factory=time.perf_counter)
 
 
@@ -81,16 +97,13 @@ class Batcher:
         if self._task is not None:
             await self._task
 
-    async def submit(self, target: Any, inputs: Arrays, outputs: Collection[str], rows: int) -> Arrays:
+    async def submit(self, target: Any, inputs: Arrays, outputs: Collection[str], rows: int) -> Answer:
         """Wait for the answer to a request.
 
         Args:
             target: what the call is made on; requests share calls only if it is the same object.
             inputs: arrays by name, each with ``rows`` rows.
             outputs: names of what to answer.
-
-        Returns:
-            An array for each output, the request's own rows.
 
         Raises:
             TooManyRequests: too many rows wait.
@@ -163,7 +176,7 @@ class Batcher:
         self._seconds_per_row += 0.2 * (compute / rows - self._seconds_per_row)
         for job, part in zip(jobs, parts, strict=True):
             if not job.answer.done():
-                job.answer.set_result(part)
+                job.answer.set_result(Answer(part, None, begun - job.queued_at, compute))
         self._observer.batch_done(jobs[0].target, rows, [begun - job.queued_at for job in jobs], compute)
 
 

@@ -14,7 +14,7 @@ from app.protocol.datatypes import (
 )
 from app.protocol.document import parse_json
 from app.protocol.plain import decode_predict, encode_predict
-from app.protocol.request import InferRequest, RequestedOutput
+from app.protocol.request import InferRequest, Options, RequestedOutput
 from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, array_to_json
 from app.protocol.v2 import HEADER_LENGTH, EncodedResponse, decode_infer, encode_infer, parse_header_length
 
@@ -24,6 +24,7 @@ __all__ = [
     "Datatype",
     "EncodedResponse",
     "InferRequest",
+    "Options",
     "RequestedOutput",
     "TensorSpec",
     "array_from_bytes",

@@ -18,6 +18,7 @@ from app.protocol.wording import describe, listing, quote
 
 __all__ = [
     "InferRequest",
+    "Options",
     "RequestedOutput",
     "check_output_name",
     "common_rows",
@@ -37,6 +38,23 @@ class RequestedOutput:
     binary: bool = False
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a request wants to be answered.
+
+    Attributes:
+        members: use only the first so many members.
+        tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this.
+        timeout: seconds after which the answer is of no use any more.
+        priority: greater is more urgent.
+    """
+
+    members: int | None = None
+    tolerance: float | None = None
+    timeout: float | None = None
+    priority: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class InferRequest:
     """A decoded request for one inference.
@@ -48,6 +66,7 @@ class InferRequest:
         outputs: what to send back, in the order asked for.
         parameters: the client's parameters, but for those that only the protocol reads. Not yet checked.
         rows: the size of the batch, which all inputs share.
+        options: how it wants to be answered.
     """
 
     id: str | None
@@ -55,6 +74,7 @@ class InferRequest:
     outputs: tuple[RequestedOutput, ...]
     rows: int
     parameters: dict[str, Any] = field(default_factory=dict)
+    options: Options = Options()
 
 
 def read_id(document: dict[str, Any]) -> str | None:

@@ -74,6 +74,6 @@ async def _predict(request: Request, name: str | None = None, version: str | Non
     if asked.parameters:
         # People make typing errors, and a parameter that does nothing would hide one.
         raise BadRequest(f"unknown parameters: {listing(asked.parameters)}; this API has none")
-    arrays = await service_of(request).answer(model, asked)
-    body = encode_predict(model.name, model.version, asked, arrays, model.details)
+    answer = await service_of(request).answer(model, asked)
+    body = encode_predict(model.name, model.version, asked, answer.arrays, model.details)
     return Response(body, media_type="application/json")

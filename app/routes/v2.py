@@ -87,9 +87,9 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
     model = chosen_model(request, name, version)
     length = parse_header_length(request.headers.get(HEADER_LENGTH))
     asked = decode_infer(await body_of(request), model.inputs, model.outputs, model.defaults, length)
-    arrays = await service_of(request).answer(model, asked)
+    answer = await service_of(request).answer(model, asked)
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
-    encoded = encode_infer(model.name, model.version, asked, arrays, datatypes, model.details)
+    encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, model.details)
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
 
 
