@@ -41,7 +41,7 @@ def test_requests_at_once_are_answered_each_its_own(models, loaded):
 
     answers, page = run(models, work)
     for number, answer in enumerate(answers):
-        assert_same(answer, expected(loaded["house"], rows_of("house", number % 3 + 1, number)))
+        assert_same(answer.arrays, expected(loaded["house"], rows_of("house", number % 3 + 1, number)))
     rows = sum(n % 3 + 1 for n in range(64))
     assert metric(page, "ensembled_batch_rows_sum", model="house") == rows
     # 64 requests that come at once are two calls or three, not 64.
@@ -54,7 +54,7 @@ def test_more_rows_than_the_queue_ever_takes_are_the_clients_fault(models):
             await service.answer(model, asked(6))
         return await service.answer(model, asked(5))
 
-    assert len(run(models, work, max_queue=5)["mean"]) == 5
+    assert len(run(models, work, max_queue=5).arrays["mean"]) == 5
 
 
 def test_a_full_queue_is_counted(models):
@@ -82,7 +82,7 @@ def test_a_stop_finishes_what_was_accepted_and_refuses_what_is_new(models, loade
         return await asyncio.gather(*waiting)
 
     for number, answer in enumerate(asyncio.run(main())):
-        assert_same(answer, expected(loaded["house"], rows_of("house", 1, number)))
+        assert_same(answer.arrays, expected(loaded["house"], rows_of("house", 1, number)))
 
 
 def test_a_stop_while_loading_does_not_wait_for_the_rest(models):
@@ -131,4 +131,4 @@ def test_one_request_that_fails_harms_none_of_those_beside_it(models, loaded):
     *good, bad = asyncio.run(main())
     assert isinstance(bad, BadRequest)
     for number, answer in enumerate(good):
-        assert_same(answer, expected(loaded["pair"], rows_of("pair", 1, number), ["value.mean"]))
+        assert_same(answer.arrays, expected(loaded["pair"], rows_of("pair", 1, number), ["value.mean"]))

@@ -92,7 +92,7 @@ def test_an_idle_batcher_answers_at_once():
     async def main():
         bench = Bench()
         answer = await bench.ask(3, 4)
-        assert answer["double"].tolist() == [[6], [8]]
+        assert answer.arrays["double"].tolist() == [[6], [8]]
         assert bench.calls.made == [("a", [3, 4], ["double"])]
         await bench.batcher.close()
 
@@ -108,7 +108,7 @@ def test_requests_that_wait_are_merged_up_to_the_largest_batch_in_the_order_in_w
         bench.calls.free.set()
         answers = await asyncio.gather(first, *waiting)
         assert [call[1] for call in bench.calls.made] == [[0], [1, 2, 3, 4], [5, 6, 7]]
-        assert [a["double"][:, 0].tolist() for a in answers] == [[0], [2], [4, 6], [8], [10, 12], [14]]
+        assert [a.arrays["double"][:, 0].tolist() for a in answers] == [[0], [2], [4, 6], [8], [10, 12], [14]]
         assert bench.calls.most_at_once == 1
         await bench.batcher.close()
 
@@ -166,8 +166,8 @@ def test_a_call_makes_every_output_that_some_request_wants_and_each_gets_its_own
         bench.calls.free.set()
         await first
         assert bench.calls.made[1][2] == ["double", "square", "target"]
-        assert set(await one) == {"square"}
-        assert set(await two) == {"double", "target"}
+        assert set((await one).arrays) == {"square"}
+        assert set((await two).arrays) == {"double", "target"}
         await bench.batcher.close()
 
     asyncio.run(main())
@@ -189,10 +189,10 @@ def test_only_the_request_at_fault_gets_the_error(culprit):
             if value == -1:
                 assert isinstance(answer, ArithmeticError)
             else:
-                assert answer["double"].tolist() == [[2 * value]]
+                assert answer.arrays["double"].tolist() == [[2 * value]]
         # In halves: far fewer calls than one for each request.
         assert len(bench.calls.made) <= 1 + 7
-        assert (await bench.ask(5))["double"].tolist() == [[10]]
+        assert (await bench.ask(5)).arrays["double"].tolist() == [[10]]
         await bench.batcher.close()
 
     asyncio.run(main())
@@ -241,7 +241,7 @@ def test_the_queue_is_bounded_in_rows_and_what_is_refused_is_told_when_to_come_b
         await bench.settle()
         bench.calls.free.set()
         await asyncio.gather(first, *waiting)
-        assert (await bench.ask(6, 7))["double"].tolist() == [[12], [14]]
+        assert (await bench.ask(6, 7)).arrays["double"].tolist() == [[12], [14]]
         await bench.batcher.close()
 
     asyncio.run(main())
@@ -250,7 +250,7 @@ def test_the_queue_is_bounded_in_rows_and_what_is_refused_is_told_when_to_come_b
 def test_a_request_alone_is_taken_whatever_its_size():
     async def main():
         bench = Bench(max_queued_rows=2)
-        assert len((await bench.ask(*range(50)))["double"]) == 50
+        assert len((await bench.ask(*range(50))).arrays["double"]) == 50
         await bench.batcher.close()
 
     asyncio.run(main())
@@ -267,7 +267,7 @@ def test_nobody_computes_for_a_client_that_has_gone():
         alone.cancel()
         await bench.settle()
         bench.calls.free.set()
-        assert (await stays)["double"].tolist() == [[4]]
+        assert (await stays).arrays["double"].tolist() == [[4]]
         await first
         await bench.batcher.close()
         assert [call[1] for call in bench.calls.made] == [[0], [2]]
@@ -283,7 +283,7 @@ def test_a_client_that_goes_while_its_call_runs_harms_nobody():
         gone.cancel()
         await bench.settle()
         bench.calls.free.set()
-        assert (await bench.ask(2))["double"].tolist() == [[4]]
+        assert (await bench.ask(2)).arrays["double"].tolist() == [[4]]
         await bench.batcher.close()
 
     asyncio.run(main())
@@ -302,7 +302,7 @@ def test_close_finishes_what_was_accepted_and_refuses_what_is_new():
         assert not closing.done()
         bench.calls.free.set()
         answers = await asyncio.gather(first, *waiting)
-        assert [a["double"].item() for a in answers] == [0, 2, 4, 6, 8, 10]
+        assert [a.arrays["double"].item() for a in answers] == [0, 2, 4, 6, 8, 10]
         await closing
 
     asyncio.run(main())
@@ -365,8 +365,8 @@ def test_every_request_of_any_sequence_gets_exactly_one_answer_and_the_right_one
             if -1 in values:
                 assert isinstance(answer, ArithmeticError)
                 continue
-            assert answer["double"].tolist() == [[2 * value] * width for value in values]
-            assert answer["target"].tolist() == [target] * len(values)
+            assert answer.arrays["double"].tolist() == [[2 * value] * width for value in values]
+            assert answer.arrays["target"].tolist() == [target] * len(values)
         assert bench.calls.most_at_once <= 1
         assert (bench.seen.queued or [0])[-1] == 0
         largest = max((len(values) for _, values, *_ in requests), default=0)
