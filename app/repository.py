@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from app import served
-from app.background import Background
+from app.acceleration import Accelerator
 from app.engine import Engine
 from app.errors import NotFound, Unavailable
 from app.served import Served
@@ -25,8 +25,6 @@ from ensemble import EnsembledError
 
 log = logging.getLogger("app.repository")
 
-# Seconds; a call that takes longer to compile is the last one of its model.
-_LONGEST_COMPILE = 120
 # Seconds between lines in the log that tell how far loading has come.
 _TELL_EVERY = 3
 
@@ -159,38 +157,16 @@ class Repository:
         for name in self.names:
             await self._load(name)
 
-    async def compile_all(self, background: Background) -> None:
-        """Compile calls of every ready model beside the engine, and use those that are faster than what there is."""
-        ready = [entry for entry in self.entries.values() if entry.model is not None]
-        for entry in ready:
-            self._change(entry.name, compiling=True)
-        for entry in ready:
+    async def accelerate_all(self, accelerator: Accelerator) -> None:
+        """Make every ready model faster beside the engine, one after the other."""
+        ready = [(entry.name, entry.model) for entry in self.entries.values() if entry.model is not None]
+        for name, _ in ready:
+            self._change(name, compiling=True)
+        for name, model in ready:
             try:
-                await self._compile(entry, background)
+                await accelerator.accelerate(model, lambda: True)
             finally:
-                self._change(entry.name, compiling=False)
-
-    async def _compile(self, entry: Entry, background: Background) -> None:
-        model, about = entry.model, {"model": entry.name, "version": entry.version}
-        assert model is not None
-        for rows in served.sizes_to_compile(model):
-            begun = time.perf_counter()
-            try:
-                compiled = await background.run(model.ensemble.compile, rows)
-                used = await self._engine.run(model.ensemble.adopt, compiled)
-            except EnsembledError as error:
-                log.warning("calls are run as they are, not compiled: %s", error, extra=about)
-                return
-            except Exception as error:
-                log.exception("calls are run as they are: %s", type(error).__name__, extra=about)
-                return
-            took = round(time.perf_counter() - begun, 1)
-            assert model.ensemble.plan is not None
-            said = model.ensemble.plan.way(rows)
-            log.info("%s%s", "" if used else "compiling brought nothing for ", said, extra={**about, "seconds": took})
-            if took > _LONGEST_COMPILE:
-                log.warning("no more calls are compiled, since it takes so long", extra=about)
-                return
+                self._change(name, compiling=False)
 
     def stop_loading(self) -> None:
         """Leave what is being loaded at its next step."""

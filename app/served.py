@@ -187,14 +187,6 @@ def load(
     )
 
 
-def sizes_to_compile(served: Served) -> list[int]:
-    """Batch sizes for which a call is worth compiling: one row, the largest batch, and some between."""
-    planned = [way.rows for way in served.ensemble.plan.ways] if served.ensemble.plan else []
-    chosen = [rows for rows in planned if rows.bit_length() % 2 == 1 or rows == planned[-1]]
-    # What waits while the engine is busy is merged to large batches; a single request finds it idle.
-    return sorted(chosen, key=lambda rows: (rows not in (planned[0], planned[-1]), rows))
-
-
 def _input_specs(made: ensemble.Ensemble) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec.name, _DATATYPES[spec.dtype], spec.shape) for spec in made.program.inputs)
 

@@ -145,7 +145,7 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run()
-    if app.state.service.background.busy:
+    if app.state.service.accelerator.busy:
         # Everything has been answered; the interpreter's own end would trip over the thread that is left behind.
         logging.shutdown()
         os._exit(0)

@@ -14,7 +14,7 @@ from collections.abc import Collection
 
 import torch
 
-from app.background import Background
+from app.acceleration import Accelerator
 from app.batching import Answer, Batcher
 from app.engine import Engine, pick_device
 from app.errors import BadRequest, TooManyRequests
@@ -54,7 +54,7 @@ class Service:
         self.batcher = Batcher(
             self._run, max_rows=settings.max_batch, max_queued_rows=settings.max_queue, observer=self.metrics
         )
-        self.background = Background()
+        self.accelerator = Accelerator(self.engine)
         self._loading: asyncio.Task[None] | None = None
         self._compiling: asyncio.Task[None] | None = None
         self._models_changed()
@@ -73,7 +73,7 @@ class Service:
     async def _compile(self) -> None:
         assert self._loading is not None
         await self._loading
-        await self.repository.compile_all(self.background)
+        await self.repository.accelerate_all(self.accelerator)
         _settle()
 
     async def stop(self) -> None:
