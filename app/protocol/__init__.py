@@ -13,6 +13,7 @@ from app.protocol.datatypes import (
     datatype_of,
 )
 from app.protocol.document import parse_json
+from app.protocol.options import DEFAULT_PRIORITY, LONGEST_TIMEOUT, PRIORITIES, TIMEOUT_HEADER, parse_timeout
 from app.protocol.plain import decode_predict, encode_predict
 from app.protocol.request import InferRequest, Options, RequestedOutput
 from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, array_to_json
@@ -20,7 +21,11 @@ from app.protocol.v2 import HEADER_LENGTH, EncodedResponse, decode_infer, encode
 
 __all__ = [
     "DATATYPES",
+    "DEFAULT_PRIORITY",
     "HEADER_LENGTH",
+    "LONGEST_TIMEOUT",
+    "PRIORITIES",
+    "TIMEOUT_HEADER",
     "Datatype",
     "EncodedResponse",
     "InferRequest",
@@ -39,4 +44,5 @@ __all__ = [
     "encode_predict",
     "parse_header_length",
     "parse_json",
+    "parse_timeout",
 ]

@@ -1,6 +1,6 @@
 """The plain API, for people: the numbers alone, without shapes and datatypes.
 
-    {"inputs": [[...], ...], "outputs": ["mean", "std"], "id": "a-1"}
+    {"inputs": [[...], ...], "outputs": ["mean", "std"], "id": "a-1", "parameters": {"members": 16}}
 
 `inputs` is a list of rows for a model with one input, or an object with a list of rows for each input. All
 else may be left out. As people make typing errors, a key that is not known is an error here, where V2 would
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from app.errors import BadRequest
 from app.protocol.document import parse_json
+from app.protocol.options import MOST_MEMBERS, read_plain_options
 from app.protocol.request import (
     InferRequest,
     RequestedOutput,
@@ -32,7 +33,13 @@ _KEYS = ("inputs", "outputs", "id", "parameters")
 
 
 def decode_predict(
-    body: bytes, specs: Sequence[TensorSpec], outputs: Collection[str], default_outputs: Sequence[str]
+    body: bytes,
+    specs: Sequence[TensorSpec],
+    outputs: Collection[str],
+    default_outputs: Sequence[str],
+    *,
+    most_members: int = MOST_MEMBERS,
+    timeout: float | None = None,
 ) -> InferRequest:
     """Decodes a body of the plain API; every way in which it can be wrong is a `BadRequest`.
 
@@ -41,12 +48,15 @@ def decode_predict(
         specs: what the model takes.
         outputs: the names that the client may ask for.
         default_outputs: what a client that asks for nothing gets.
+        most_members: how many members the model has.
+        timeout: seconds, what `parse_timeout` gave.
     """
     document = parse_json(body)
     for key in document:
         if key not in _KEYS:
             raise BadRequest(f"the body's keys must be among {listing(_KEYS)}, however: {quote(key)}")
-    parameters = dict(optional_object(document, "parameters", "parameters"))
+    parameters = optional_object(document, "parameters", "parameters")
+    options = read_plain_options(parameters, most_members=most_members, timeout=timeout)
     request_id = read_id(document)
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs)
     by_name = _by_name(document.get("inputs"), specs)
@@ -56,7 +66,7 @@ def decode_predict(
         for spec in specs
         if spec.name in by_name
     }
-    return InferRequest(request_id, arrays, requested, common_rows(arrays, specs), parameters)
+    return InferRequest(request_id, arrays, requested, common_rows(arrays, specs), options)
 
 
 def encode_predict(

@@ -7,7 +7,7 @@ clients write all their fields.
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class Options:
     Attributes:
         members: use only the first so many members.
         tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this.
-        timeout: seconds after which the answer is of no use any more.
-        priority: greater is more urgent.
+        timeout: seconds from now after which the answer is of no use any more.
+        priority: greater is more urgent; from -4 to 4.
     """
 
     members: int | None = None
@@ -64,7 +64,6 @@ class InferRequest:
         inputs: one array for each input of the model, of its datatype (BF16 as uint16 bit patterns). Arrays
             that came as bytes are read-only and may be unaligned.
         outputs: what to send back, in the order asked for.
-        parameters: the client's parameters, but for those that only the protocol reads. Not yet checked.
         rows: the size of the batch, which all inputs share.
         options: how it wants to be answered.
     """
@@ -73,7 +72,6 @@ class InferRequest:
     inputs: dict[str, NDArray[Any]]
     outputs: tuple[RequestedOutput, ...]
     rows: int
-    parameters: dict[str, Any] = field(default_factory=dict)
     options: Options = Options()
 
 

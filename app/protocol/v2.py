@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from app.errors import BadRequest
 from app.protocol.document import parse_json
+from app.protocol.options import MOST_MEMBERS, read_v2_options
 from app.protocol.request import (
     InferRequest,
+    Options,
     RequestedOutput,
     check_output_name,
     common_rows,
@@ -49,6 +51,9 @@ def decode_infer(
     outputs: Collection[str],
     default_outputs: Sequence[str],
     json_length: int | None = None,
+    *,
+    most_members: int = MOST_MEMBERS,
+    timeout: float | None = None,
 ) -> InferRequest:
     """Decodes an infer request; every way in which it can be wrong is a `BadRequest`.
 
@@ -58,18 +63,21 @@ def decode_infer(
         outputs: the names that the client may ask for.
         default_outputs: what a client that asks for nothing gets.
         json_length: what `parse_header_length` gave.
+        most_members: how many members the model has.
+        timeout: seconds, what `parse_timeout` gave.
     """
     if json_length == 0:
-        return _decode_raw(body, specs, default_outputs)
+        return _decode_raw(body, specs, default_outputs, Options(timeout=timeout))
     text, tail = _split(body, json_length)
     document = parse_json(text)
-    parameters = dict(optional_object(document, "parameters", "parameters"))
-    binary_default = _read_flag(parameters.pop("binary_data_output", None), "parameters.binary_data_output", False)
+    parameters = optional_object(document, "parameters", "parameters")
+    options = read_v2_options(parameters, most_members=most_members, timeout=timeout)
+    binary_default = _read_flag(parameters.get("binary_data_output"), "parameters.binary_data_output", False)
     request_id = read_id(document)
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default)
     may_hold_booleans = b"true" in text or b"false" in text
     inputs = _read_inputs(document.get("inputs"), specs, tail, json_length is not None, may_hold_booleans)
-    return InferRequest(request_id, inputs, requested, common_rows(inputs, specs), parameters)
+    return InferRequest(request_id, inputs, requested, common_rows(inputs, specs), options)
 
 
 def _split(body: bytes, json_length: int | None) -> tuple[bytes, memoryview]:
@@ -80,7 +88,9 @@ def _split(body: bytes, json_length: int | None) -> tuple[bytes, memoryview]:
     return body[:json_length], memoryview(body)[json_length:]
 
 
-def _decode_raw(body: bytes, specs: Sequence[TensorSpec], default_outputs: Sequence[str]) -> InferRequest:
+def _decode_raw(
+    body: bytes, specs: Sequence[TensorSpec], default_outputs: Sequence[str], options: Options
+) -> InferRequest:
     if len(specs) != 1:
         raise BadRequest(
             f"{HEADER_LENGTH} may be 0 only for a model with one input, however: this one takes "
@@ -100,7 +110,7 @@ def _decode_raw(body: bytes, specs: Sequence[TensorSpec], default_outputs: Seque
         sizes[sizes.index(-1)] = len(body) // known
     array = array_from_bytes(memoryview(body), spec.type, (1, *sizes), subject=spec.subject)
     outputs = tuple(RequestedOutput(name, True) for name in default_outputs)
-    return InferRequest(None, {spec.name: array}, outputs, 1)
+    return InferRequest(None, {spec.name: array}, outputs, 1, options)
 
 
 def _read_inputs(
@@ -165,7 +175,10 @@ def _shape_of(entry: dict[str, Any], spec: TensorSpec) -> list[Any]:
 
 
 def _read_binary_size(entry: dict[str, Any], spec: TensorSpec, has_tail: bool) -> int | None:
-    size = optional_object(entry, "parameters", f"parameters of {spec.subject}").get("binary_data_size")
+    parameters = optional_object(entry, "parameters", f"parameters of {spec.subject}")
+    if "shared_memory_region" in parameters:
+        raise BadRequest(f"{spec.subject} must be sent without shared_memory_region, which is not served here")
+    size = parameters.get("binary_data_size")
     if size is None:
         return None
     if type(size) is not int or size < 0:

@@ -9,7 +9,9 @@ import orjson
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
+from app.batching import Answer
 from app.errors import BadRequest
+from app.protocol import TIMEOUT_HEADER, parse_timeout
 from app.served import Served
 from app.service import Service
 
@@ -33,6 +35,16 @@ async def body_of(request: Request) -> bytes:
         return await request.body()
     except ClientDisconnect:
         raise BadRequest("the client went away before its request was complete") from None
+
+
+def timeout_of(request: Request) -> float | None:
+    """Seconds that the request's header allows; None if it does not say."""
+    return parse_timeout(request.headers.get(TIMEOUT_HEADER))
+
+
+def details_of(model: Served, answer: Answer) -> dict[str, Any]:
+    """What an answer says so that it can be replayed; ``members`` is how many were evaluated."""
+    return model.details if answer.members is None else {**model.details, "members": answer.members}
 
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -6,10 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.errors import BadRequest
 from app.protocol import decode_predict, encode_predict
-from app.protocol.wording import listing
-from app.routes.common import body_of, chosen_model, json_response, service_of
+from app.routes.common import body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.routes.v2 import metadata, states
 from ensemble.plan import Way
 
@@ -70,10 +68,14 @@ def _way(way: Way) -> dict[str, Any]:
 
 async def _predict(request: Request, name: str | None = None, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
-    asked = decode_predict(await body_of(request), model.inputs, model.outputs, model.defaults)
-    if asked.parameters:
-        # People make typing errors, and a parameter that does nothing would hide one.
-        raise BadRequest(f"unknown parameters: {listing(asked.parameters)}; this API has none")
+    asked = decode_predict(
+        await body_of(request),
+        model.inputs,
+        model.outputs,
+        model.defaults,
+        most_members=len(model.ensemble),
+        timeout=timeout_of(request),
+    )
     answer = await service_of(request).answer(model, asked)
-    body = encode_predict(model.name, model.version, asked, answer.arrays, model.details)
+    body = encode_predict(model.name, model.version, asked, answer.arrays, details_of(model, answer))
     return Response(body, media_type="application/json")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from app.errors import Unavailable
 from app.protocol import HEADER_LENGTH, decode_infer, encode_infer, parse_header_length
 from app.repository import Entry
-from app.routes.common import body_of, chosen_model, json_response, service_of
+from app.routes.common import body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
 from app.version import VERSION
 
@@ -85,11 +85,18 @@ def _ready(request: Request, name: str, version: str | None = None) -> Response:
 
 async def _infer(request: Request, name: str, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
-    length = parse_header_length(request.headers.get(HEADER_LENGTH))
-    asked = decode_infer(await body_of(request), model.inputs, model.outputs, model.defaults, length)
+    asked = decode_infer(
+        await body_of(request),
+        model.inputs,
+        model.outputs,
+        model.defaults,
+        parse_header_length(request.headers.get(HEADER_LENGTH)),
+        most_members=len(model.ensemble),
+        timeout=timeout_of(request),
+    )
     answer = await service_of(request).answer(model, asked)
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
-    encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, model.details)
+    encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, details_of(model, answer))
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
 
 

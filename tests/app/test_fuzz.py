@@ -22,10 +22,11 @@ EXAMPLES = settings(
 )
 PATHS = ["/predict", "/v1/models/pair/predict", "/v2/models/classes/infer", "/v2/models/pair/infer",
          "/v1/models/house/versions/1/predict", "/v2/models/weather/versions/1/infer"]  # fmt: skip
+WISHES = {"members": 3, "priority": 2}
 GOOD = [
-    (f"/v1/models/{model}/predict", plain_body(rows_of(model, 2)) | {"id": "a", "parameters": {}, "outputs": outputs})
+    (f"/v1/models/{model}/predict", plain_body(rows_of(model, 2)) | {"id": "a", "parameters": WISHES, "outputs": outputs})
     for model, outputs in (("classes", ["mean", "members"]), ("pair", ["value.mean"]), ("weather", ["std"]))
-] + [(f"/v2/models/{model}/infer", v2_body(rows_of(model, 2), [name]) | {"id": "a", "parameters": {}})
+] + [(f"/v2/models/{model}/infer", v2_body(rows_of(model, 2), [name]) | {"id": "a", "parameters": WISHES})
      for model, name in (("classes", "mean"), ("pair", "policy.mean"), ("house", "mean"))]  # fmt: skip
 
 
@@ -65,7 +66,8 @@ SCALARS = (
     | st.sampled_from(["FP32", "INT64", "BYTES", "mean", "x", "input", "data", "", "a" * 5000, 0, -1, 2**63, 1e308])
 )
 WORDS = ["inputs", "outputs", "id", "parameters", "name", "shape", "datatype", "data", "binary_data_size",
-         "binary_data", "binary_data_output", "input", "features"]  # fmt: skip
+         "binary_data", "binary_data_output", "input", "features", "members", "tolerance", "timeout",
+         "timeout_seconds", "priority"]  # fmt: skip
 KEYS = st.sampled_from(WORDS) | st.text(max_size=4)
 LENGTHS = st.none() | st.integers(-5, 310) | st.text(max_size=5)
 DOCUMENTS = st.recursive(

@@ -20,7 +20,7 @@ OUTPUTS = ("mean", "std")
 
 VALID = {
     "id": "r-1",
-    "parameters": {"members": 4, "binary_data_output": True},
+    "parameters": {"members": 4, "tolerance": 0.5, "timeout": 9, "priority": 1, "binary_data_output": True},
     "inputs": [
         {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [[0.5, 2], [1e3, -0.25]]},
         {"name": "n", "shape": [2, 3], "datatype": "INT8", "data": [1, 2, 3, 4, 5, 6]},
@@ -32,7 +32,7 @@ PLAIN = {
     "inputs": {"x": [[0.5, 2], [1e3, -0.25]], "n": [[1, 2, 3], [4, 5, 6]], "b": [True, False]},
     "outputs": ["std"],
     "id": 3,
-    "parameters": {"members": 4},
+    "parameters": {"members": 4, "tolerance": 0.5, "timeout_seconds": 9, "priority": 1},
 }
 TAIL = b"\x01\x00"
 
@@ -58,6 +58,11 @@ WORDS = st.sampled_from(
         "binary_data_size",
         "binary_data",
         "binary_data_output",
+        "members",
+        "tolerance",
+        "timeout",
+        "timeout_seconds",
+        "priority",
     ]
 )
 TEXT = WORDS | st.text(st.characters(exclude_categories=[]), max_size=200)
@@ -176,6 +181,20 @@ def test_valid_bodies_with_some_bytes_changed(data):
     length = data.draw(st.sampled_from([None, len(head), len(head) - 1, len(bodies[0]), len(bodies[0]) - 2]))
     check(infer(bytes(bodies[0]), SPECS, length), SPECS)
     check(predict(bytes(bodies[1]), SPECS), SPECS)
+
+
+def test_every_beginning_of_a_valid_body_is_refused():
+    head, plain = json.dumps(VALID).encode(), json.dumps(PLAIN).encode()
+    whole = head + TAIL
+    for length in range(len(whole)):
+        for json_length in (len(head), min(length, len(head))):
+            with pytest.raises(BadRequest) as refused:
+                decode_infer(whole[:length], SPECS, OUTPUTS, OUTPUTS, json_length)
+            check_words(refused.value.message)
+    for length in range(len(plain)):
+        with pytest.raises(BadRequest) as refused:
+            decode_predict(plain[:length], SPECS, OUTPUTS, OUTPUTS)
+        check_words(refused.value.message)
 
 
 @given(JSON, st.none() | JSON, st.sampled_from(SPECS))

@@ -5,7 +5,7 @@ import pytest
 
 from app.errors import BadRequest
 from app.protocol.plain import decode_predict, encode_predict
-from app.protocol.request import InferRequest, RequestedOutput
+from app.protocol.request import InferRequest, Options, RequestedOutput
 from app.protocol.tensors import TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 2))
@@ -23,7 +23,7 @@ def test_the_least_that_one_can_send():
     assert request.inputs["x"].tolist() == [[1, 2], [3, 4.5]]
     assert request.rows == 2
     assert request.outputs == (RequestedOutput("mean"), RequestedOutput("label"))
-    assert (request.id, request.parameters) == (None, {})
+    assert (request.id, request.options) == (None, Options())
 
 
 def test_all_that_one_can_send():
@@ -39,7 +39,7 @@ def test_all_that_one_can_send():
     assert list(request.inputs) == ["x", "mask"]
     assert request.inputs["mask"].tolist() == [True, False]
     assert request.outputs == (RequestedOutput("std"), RequestedOutput("mean"))
-    assert (request.id, request.parameters, request.rows) == ("a-1", {"members": 8}, 2)
+    assert (request.id, request.options, request.rows) == ("a-1", Options(members=8), 2)
 
 
 def test_one_input_may_be_named():
@@ -67,6 +67,8 @@ def test_one_input_may_be_named():
         ({"inputs": [[1, 2]], "outputs": ["mean", "mean"]}, [X], "'mean' must be asked for only once"),
         ({"inputs": [[1, 2]], "id": "a b"}, [X], "id must be"),
         ({"inputs": [[1, 2]], "parameters": 3}, [X], "parameters must be an object"),
+        ({"inputs": [[1, 2]], "parameters": {"member": 3}}, [X], "parameters must be among .* however: 'member'"),
+        ({"inputs": [[1, 2]], "parameters": {"members": 0}}, [X], "parameters.members must be a whole number from 1"),
         ({"inputs": [[1, 2]]}, [TensorSpec("h", "FP16", (-1, 2))], "'h' is FP16, which travels in binary only"),
     ],
 )

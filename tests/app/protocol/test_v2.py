@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import BadRequest
 from app.protocol.datatypes import DATATYPES
-from app.protocol.request import RequestedOutput
+from app.protocol.request import Options, RequestedOutput
 from app.protocol.tensors import TensorSpec
 from app.protocol.v2 import HEADER_LENGTH, decode_infer, parse_header_length
 
@@ -30,7 +30,7 @@ VALID = {
 def decode(document, tail=b"", specs=(X,), *, header=None):
     head = json.dumps(document).encode()
     length = len(head) if tail or header else None
-    return decode_infer(head + tail, specs, OUTPUTS, DEFAULTS, length)
+    return decode_infer(head + tail, specs, OUTPUTS, DEFAULTS, length, most_members=6)
 
 
 def changed(path, value):
@@ -61,7 +61,7 @@ def binary_input(spec, array, **parameters):
 def test_a_json_request():
     request = decode(VALID)
     assert request.id == "r-1"
-    assert request.parameters == {"timeout": 1000, "members": 4}
+    assert request.options == Options(members=4, timeout=0.001)
     assert request.outputs == (RequestedOutput("std"), RequestedOutput("mean"))
     assert request.rows == 1
     assert request.inputs["x"].dtype == np.float32
@@ -84,7 +84,7 @@ def test_optional_fields_may_be_null():
     document = changed(["inputs", 0, "parameters"], None) | {"id": None, "parameters": None}
     request = decode(document)
     assert request.id is None
-    assert request.parameters == {}
+    assert request.options == Options()
 
 
 @st.composite
@@ -155,13 +155,11 @@ def test_an_outputs_own_flag_wins_over_the_requests(default, own, binary):
     outputs = [{"name": "mean", "parameters": {} if own is None else {"binary_data": own}}]
     request = decode({**VALID, "parameters": parameters, "outputs": outputs})
     assert request.outputs == (RequestedOutput("mean", binary),)
-    assert request.parameters == {}
 
 
 def test_the_requests_flag_holds_for_the_default_outputs():
-    request = decode(changed(["outputs"], ...) | {"parameters": {"binary_data_output": True, "seed": 1}})
+    request = decode(changed(["outputs"], ...) | {"parameters": {"binary_data_output": True, "other": 1}})
     assert request.outputs == (RequestedOutput("mean", True), RequestedOutput("label", True))
-    assert request.parameters == {"seed": 1}
 
 
 # The header's length
@@ -186,9 +184,9 @@ def test_a_header_length_past_the_body(length):
 
 def test_a_raw_body_is_a_batch_of_one_and_all_comes_back_in_binary():
     body = np.array([np.nan, 2], dtype=np.float32).tobytes()
-    request = decode_infer(body, [X], OUTPUTS, DEFAULTS, 0)
+    request = decode_infer(body, [X], OUTPUTS, DEFAULTS, 0, timeout=0.5)
     np.testing.assert_array_equal(request.inputs["x"], np.array([[np.nan, 2]], dtype=np.float32))
-    assert (request.rows, request.id, request.parameters) == (1, None, {})
+    assert (request.rows, request.id, request.options) == (1, None, Options(timeout=0.5))
     assert request.outputs == (RequestedOutput("mean", True), RequestedOutput("label", True))
 
 
@@ -226,6 +224,10 @@ def test_a_raw_body_is_for_models_with_one_input():
         (["id"], "a b", "id must be"),
         (["parameters"], [], "parameters must be an object, however: an empty list"),
         (["parameters", "binary_data_output"], 1, "parameters.binary_data_output must be true or false, however: 1"),
+        (["parameters", "members"], 7, "parameters.members must be a whole number from 1 to 6, however: 7"),
+        (["parameters", "timeout"], True, "parameters.timeout must be a whole number of microseconds"),
+        (["parameters", "sequence_id"], 3, "no state is kept between requests"),
+        (["inputs", 0, "parameters"], {"shared_memory_region": "a"}, "without shared_memory_region"),
         (["inputs"], ..., "inputs must be a list of objects .* however: null"),
         (["inputs"], [], "inputs must be a list of objects .* however: an empty list"),
         (["inputs"], {"x": [1, 2]}, "inputs must be a list of objects .* however: an object"),

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import BadRequest
 from app.protocol.datatypes import DATATYPES
-from app.protocol.request import InferRequest, RequestedOutput
+from app.protocol.request import InferRequest, Options, RequestedOutput
 from app.protocol.tensors import TensorSpec
 from app.protocol.v2 import decode_infer
 from app.protocol.v2_answer import HEADER_LENGTH, encode_infer
@@ -116,14 +116,14 @@ def test_an_answer_read_as_a_request_gives_the_same_arrays(data):
         arrays[name] = data.draw(hnp.arrays(datatype.dtype, shape, elements=hnp.from_dtype(datatype.dtype, **finite)))
         datatypes[name] = datatype.name
         outputs.append(RequestedOutput(name, binary))
-    answer = encode(asking(*outputs, request_id="i"), arrays, datatypes, {"seed": 3})
+    answer = encode(asking(*outputs, request_id="i"), arrays, datatypes, {"members": 3})
     length = int(answer.headers.get(HEADER_LENGTH, len(answer.body)))
     assert (HEADER_LENGTH in answer.headers) == any(output.binary for output in outputs)
 
     head = answer.body[:length].replace(b'"outputs"', b'"inputs"')
     specs = [TensorSpec(name, datatypes[name], (-1, *arrays[name].shape[1:])) for name in names]
     again = decode_infer(head + answer.body[length:], specs, ["mean"], ["mean"], len(head))
-    assert (again.id, again.parameters, again.rows) == ("i", {"seed": 3}, rows)
+    assert (again.id, again.options, again.rows) == ("i", Options(members=3), rows)
     assert list(again.inputs) == names
     for name in names:
         assert again.inputs[name].dtype == arrays[name].dtype

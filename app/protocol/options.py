@@ -1,0 +1,123 @@
+"""The request parameters that mean something here, read to `Options`.
+
+Both APIs know the same four, with one difference: V2's `timeout` is a whole number of microseconds, as its other
+servers have it, and in the plain API the name says the unit, `timeout_seconds`. A deadline may also come as a header,
+in seconds, from a proxy that knows nothing of bodies; the earlier of the two holds.
+
+Parameters that V2 does not know are passed over, as its servers do, but for those of a sequence: a client that sends
+them counts on a state that is kept between its requests, and there is none here. The plain API is for people, who make
+typing errors, and refuses every name that it does not know.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from app.errors import BadRequest
+from app.protocol.request import Options
+from app.protocol.wording import describe, listing, quote
+
+__all__ = [
+    "DEFAULT_PRIORITY",
+    "LONGEST_TIMEOUT",
+    "MOST_MEMBERS",
+    "PRIORITIES",
+    "TIMEOUT_HEADER",
+    "parse_timeout",
+    "read_plain_options",
+    "read_v2_options",
+]
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+# Seconds.
+LONGEST_TIMEOUT = 86_400
+# As in Triton's configuration of a model: 1 is the most urgent, 0 stands for the default.
+PRIORITIES = 9
+DEFAULT_PRIORITY = 5
+# Where the caller does not know how many the model has.
+MOST_MEMBERS = 2**31 - 1
+
+_MICROSECONDS = 1_000_000
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
+_PLAIN = ("members", "tolerance", "timeout_seconds", "priority")
+
+
+def parse_timeout(value: str | None) -> float | None:
+    """The seconds that the header `X-Request-Timeout` gives; None without the header."""
+    if value is None:
+        return None
+    text = value.strip(" \t")
+    seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise BadRequest(
+            f"{TIMEOUT_HEADER} must be seconds above 0 and up to {LONGEST_TIMEOUT}, such as 1.5, however: "
+            f"{quote(value)}"
+        )
+    return seconds
+
+
+def read_v2_options(
+    parameters: Mapping[str, Any], *, most_members: int = MOST_MEMBERS, timeout: float | None = None
+) -> Options:
+    """Reads the parameters of a V2 request.
+
+    Args:
+        parameters: of the request.
+        most_members: how many members the model has.
+        timeout: seconds, from the header.
+
+    Raises:
+        BadRequest: one of them has a value that it cannot have, or the request is part of a sequence.
+    """
+    # Clients write 0 or an empty text for a request that is part of none.
+    if parameters.get("sequence_id") not in (None, 0, ""):
+        raise BadRequest("no state is kept between requests here: send them without sequence_id")
+    micros = _whole(parameters, "timeout", 1, LONGEST_TIMEOUT * _MICROSECONDS, "a whole number of microseconds")
+    own = None if micros is None else micros / _MICROSECONDS
+    return _options(parameters, own, most_members, timeout)
+
+
+def read_plain_options(
+    parameters: Mapping[str, Any], *, most_members: int = MOST_MEMBERS, timeout: float | None = None
+) -> Options:
+    """Reads the parameters of a request of the plain API; as `read_v2_options`, and no other names are allowed."""
+    for name in parameters:
+        if name not in _PLAIN:
+            raise BadRequest(f"parameters must be among {listing(_PLAIN)}, however: {quote(name)}")
+    own = _positive(parameters, "timeout_seconds", LONGEST_TIMEOUT)
+    return _options(parameters, own, most_members, timeout)
+
+
+def _options(
+    parameters: Mapping[str, Any], own_timeout: float | None, most_members: int, header_timeout: float | None
+) -> Options:
+    timeouts = [seconds for seconds in (own_timeout, header_timeout) if seconds is not None]
+    level = _whole(parameters, "priority", 0, PRIORITIES, "a whole number")
+    return Options(
+        members=_whole(parameters, "members", 1, most_members, "a whole number"),
+        tolerance=_positive(parameters, "tolerance", math.inf),
+        timeout=min(timeouts, default=None),
+        priority=DEFAULT_PRIORITY - level if level else 0,
+    )
+
+
+def _whole(parameters: Mapping[str, Any], name: str, least: int, most: int, what: str) -> int | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    # A bool is an int to Python.
+    if type(value) is not int or not least <= value <= most:
+        raise BadRequest(f"parameters.{name} must be {what} from {least} to {most}, however: {describe(value)}")
+    return value
+
+
+def _positive(parameters: Mapping[str, Any], name: str, most: float) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    # An infinity never gets past the parser, but this function does not know that.
+    if type(value) not in (int, float) or not 0 < value <= most or value == math.inf:
+        limit = f" and up to {most:g}" if most < math.inf else ""
+        raise BadRequest(f"parameters.{name} must be a number above 0{limit}, however: {describe(value)}")
+    return float(value)
