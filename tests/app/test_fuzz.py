@@ -24,7 +24,7 @@ PATHS = ["/predict", "/v1/models/pair/predict", "/v2/models/classes/infer", "/v2
          "/v1/models/house/versions/1/predict", "/v2/models/weather/versions/1/infer"]  # fmt: skip
 WISHES = {"members": 3, "priority": 2}
 GOOD = [
-    (f"/v1/models/{model}/predict", plain_body(rows_of(model, 2)) | {"id": "a", "parameters": WISHES, "outputs": outputs})
+    (f"/v1/models/{model}/predict", plain_body(rows_of(model, 2), outputs) | {"id": "a", "parameters": WISHES})
     for model, outputs in (("classes", ["mean", "members"]), ("pair", ["value.mean"]), ("weather", ["std"]))
 ] + [(f"/v2/models/{model}/infer", v2_body(rows_of(model, 2), [name]) | {"id": "a", "parameters": WISHES})
      for model, name in (("classes", "mean"), ("pair", "policy.mean"), ("house", "mean"))]  # fmt: skip

