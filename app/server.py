@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from app import metrics
 from app.connection import Connection
 from app.errors import MethodNotAllowed, NotFound, ServiceError
-from app.middleware import BodyLimit, Observation
+from app.middleware import BodyLimit, Compression, Inflation, Observation
 from app.middleware.answer import error_response
 from app.openapi import document
 from app.routes import v1, v2
@@ -71,6 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_middleware(Compression, endings=("/infer", "/predict"))
+    # Outside of it stands what limits the bytes that are sent, so the last one added sees them first.
+    app.add_middleware(Inflation, limit=settings.max_inflated_body)
     app.add_middleware(BodyLimit, limit=settings.max_body, seconds=settings.body_timeout)
     app.add_middleware(Observation, metrics=service.metrics)
     # FastAPI's own way to describe an application otherwise.

@@ -51,6 +51,9 @@ class Settings(BaseModel):
     max_batch: int = Field(64, ge=1, le=65536, description="rows that waiting requests are merged to in one call")
     max_queue: int = Field(4096, ge=1, description="rows that may wait; beyond it requests are answered 429")
     max_body: int = Field(16 * 2**20, ge=1024, description="bytes of a request's body; beyond it 413")
+    max_inflated_body: int = Field(
+        64 * 2**20, ge=1024, description="bytes that a compressed body may become; beyond it 413"
+    )
     body_timeout: float = Field(
         30, gt=0, le=86400, description="seconds in which a request's body must arrive; beyond them 408"
     )

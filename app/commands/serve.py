@@ -35,6 +35,7 @@ _METAVARS = {
     "max_queue": "ROWS",
     "max_batch": "ROWS",
     "max_body": "BYTES",
+    "max_inflated_body": "BYTES",
     "body_timeout": "SECONDS",
     "shutdown_timeout": "SECONDS",
     "log_level": "LEVEL",

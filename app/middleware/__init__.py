@@ -1,6 +1,8 @@
 """Pure ASGI classes, one a file."""
 
 from app.middleware.body_limit import BodyLimit
+from app.middleware.compression import Compression
+from app.middleware.inflation import Inflation
 from app.middleware.observation import Observation
 
-__all__ = ["BodyLimit", "Observation"]
+__all__ = ["BodyLimit", "Compression", "Inflation", "Observation"]

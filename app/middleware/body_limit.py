@@ -7,7 +7,7 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BadRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from app.errors import BadRequest, PayloadTooLarge, RequestTimeout
 from app.middleware.answer import send_error
 
 
@@ -15,7 +15,7 @@ class BodyLimit:
     """Answers 413 before more than ``limit`` bytes of a body are held in memory, and 408 to one that comes too slowly.
 
     Args:
-        limit: bytes.
+        limit: bytes as they are sent, compressed or not.
         seconds: in which the whole body must arrive.
     """
 
@@ -30,14 +30,6 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         too_large = PayloadTooLarge(f"the body may have {self.limit} bytes at most; send fewer rows at a time")
-        if (encoding := headers.get("content-encoding", "identity")).lower() != "identity":
-            await send_error(
-                scope,
-                receive,
-                send,
-                UnsupportedMediaType(f"Content-Encoding {encoding[:40]!r} is not read; send plain"),
-            )
-            return
         length = headers.get("content-length")
         if length is not None and not (length.isascii() and length.isdigit()):
             await send_error(scope, receive, send, BadRequest("Content-Length must be a number"))

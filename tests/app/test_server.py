@@ -87,8 +87,8 @@ def test_home_leads_to_the_documentation(client):
     assert (reply.status_code, reply.headers["location"]) == (307, "/docs")
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "nonsense\x07"])
-def test_an_encoded_body_is_refused(service, encoding):
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate, gzip", "nonsense\x07"])
+def test_a_coding_that_is_not_read_is_refused(service, encoding):
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(BODY)}\r\n\r\n"
     status, _, body = service.raw(head.encode() + BODY)
     assert status == (400 if "\x07" in encoding else 415)

@@ -63,17 +63,5 @@ def test_what_grows_too_large_is_read_no_further(headers):
     assert refused.value.status == 413
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "x", "identity, gzip", ""])
-def test_encoded_bodies_are_refused_unread(encoding):
-    status, document, read = ask([b"x"], content_encoding=encoding)
-    assert (status, read) == (415, [])
-    assert "Content-Encoding" in document["error"]
-
-
-@pytest.mark.parametrize("encoding", ["identity", "Identity"])
-def test_identity_is_no_encoding(encoding):
-    assert ask([b"x"], content_encoding=encoding)[0] == 200
-
-
 def test_what_is_not_http_passes_by():
     assert ask([b"x" * 100], kind="other")[0] == 200
