@@ -10,8 +10,10 @@ import sys
 import time
 from typing import Any
 
-# Set by the middleware for as long as a request is being answered.
+# Set by the middleware for as long as a request is being answered; the trace only where the client, or the service
+# itself, keeps one.
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+trace_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("trace_id", default=None)
 
 # What every record has; whatever else it carries was given as ``extra``.
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
@@ -23,6 +25,8 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields = {key: value for key, value in vars(record).items() if key not in _PLAIN}
     if (current := request_id.get()) is not None:
         fields.setdefault("request_id", current)
+    if (trace := trace_id.get()) is not None:
+        fields.setdefault("trace_id", trace)
     return fields
 
 

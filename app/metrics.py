@@ -1,59 +1,268 @@
 """Prometheus metrics: what is counted, under which name and unit.
 
-Labels hold names of loaded models and fixed words only, never what a client sent.
+Labels hold names and versions of loaded models and fixed words only, never what a client sent. What is a state (models,
+memory) is looked up when the page is asked for; series of a version that is not loaded any more disappear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.statistics import Key, Parts, Statistics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_COUNTS = tuple(1 << power for power in range(13))
+_VERSION = ("model", "version")
+
+# Why requests are refused. The batcher gives the first ones; the others follow from the status of the answer.
+REASONS = {
+    "queue_full": "too many rows waited",
+    "deadline": "its time had passed before it was computed",
+    "gone": "the client went away before it was computed",
+    "draining": "the service was shutting down",
+    "not_ready": "the model was not loaded",
+    "too_large": "the body was over the limit",
+    "too_slow": "the body did not arrive in time",
+    "unauthorized": "there was no key, or a wrong one",
+    "forbidden": "the key does not open this",
+}
+_REASON_OF_STATUS = {401: "unauthorized", 403: "forbidden", 408: "too_slow", 413: "too_large"}
+_INFERENCES = ("/infer", "/predict")
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One version of a model, as the repository knows it now.
+
+    Attributes:
+        members, weight_bytes: 0 while it is not loaded.
+        compiling: whether its calls are being compiled.
+    """
+
+    name: str
+    version: str
+    ready: bool
+    members: int = 0
+    weight_bytes: int = 0
+    compiling: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of an accelerator, bytes: all of it, what PyTorch holds, and what tensors take of that."""
+
+    device: str
+    total: int
+    reserved: int
+    allocated: int
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The histograms of one version, found once and not for each call."""
+
+    queue: Histogram
+    compute: Histogram
+    rows: Histogram
+    requests: Histogram
+    members: Histogram
 
 
 class Metrics:
-    """The metrics of one service; observer of its batcher."""
+    """The metrics of one service; observer of its batcher.
 
-    def __init__(self) -> None:
+    Args:
+        models: gives every version that is there.
+        ready: whether all that should be loaded is.
+        devices: gives the memory of each accelerator that is used.
+        build: what the service was made of, as labels.
+    """
+
+    def __init__(
+        self,
+        models: Callable[[], Iterable[ModelState]] | None = None,
+        ready: Callable[[], bool] = lambda: False,
+        devices: Callable[[], Iterable[DeviceMemory]] = tuple,
+        build: Mapping[str, str] | None = None,
+    ) -> None:
+        self.statistics = Statistics()
+        self._models = models
+        self._series: dict[Key, _Series] = {}
+        self._asked: dict[tuple[str, str], Histogram] = {}
+        self._answered: dict[tuple[str, str, int], Counter] = {}
+        self._in_progress = 0
+        self._queued_rows = self._queued_requests = 0
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
 
-        def named(kind: type, name: str, text: str, labels: Sequence[str] = (), **rest: Any) -> Any:
-            return kind(f"ensembled_{name}", text, labels, registry=self._registry, **rest)
+        def counter(name: str, text: str, labels: Sequence[str]) -> Counter:
+            return Counter(f"ensembled_{name}", text, labels, registry=self._registry)
 
-        self.requests: Counter = named(
-            Counter, "requests", "Requests answered, by route, model and status.", ("route", "model", "status")
-        )
-        self.request_seconds: Histogram = named(
-            Histogram, "request_seconds", "Time from head to answer.", ("route",), buckets=_SECONDS
-        )
-        self.queue_seconds: Histogram = named(
-            Histogram, "queue_seconds", "Time a request waited for its call.", ("model",), buckets=_SECONDS
-        )
-        self.compute_seconds: Histogram = named(
-            Histogram, "compute_seconds", "Time of one call.", ("model",), buckets=_SECONDS
-        )
-        self.batch_rows: Histogram = named(Histogram, "batch_rows", "Rows in one call.", ("model",), buckets=_ROWS)
-        self.queued_rows: Gauge = named(Gauge, "queued_rows", "Rows that wait now.")
-        self.rejected: Counter = named(Counter, "rejected", "Requests refused, by reason.", ("reason",))
-        self.ready: Gauge = named(Gauge, "ready", "1 if every model is loaded and warm.")
-        self.model_ready: Gauge = named(Gauge, "model_ready", "1 if the model can answer.", ("model", "version"))
-        self.members: Gauge = named(Gauge, "model_members", "Members of a loaded model.", ("model", "version"))
-        self.weights: Gauge = named(Gauge, "model_weight_bytes", "Bytes of its weights.", ("model", "version"))
+        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(f"ensembled_{name}", text, labels, registry=self._registry)
 
-    def batch_done(self, target: Any, rows: int, queued: Sequence[float], compute: float) -> None:
+        def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(f"ensembled_{name}", text, labels, registry=self._registry, buckets=buckets)
+
+        self._requests = counter(
+            "requests", "Requests answered, by route, model and status (0: the client had gone).",
+            ("route", "model", "status"),
+        )  # fmt: skip
+        self._request_seconds = histogram(
+            "request_seconds", "Time from a request's head to the end of its answer.", ("route", "model")
+        )
+        self._queue_seconds = histogram("queue_seconds", "Time that a request waited for its call.", _VERSION)
+        self._compute_seconds = histogram("compute_seconds", "Time of one call of a model.", _VERSION)
+        self._rows = histogram("batch_rows", "Rows in one call.", _VERSION, _COUNTS)
+        self._merged = histogram("batch_requests", "Requests that shared one call.", _VERSION, _COUNTS)
+        self._members = histogram("batch_members", "Members that one call evaluated.", _VERSION, _COUNTS)
+        gauge("requests_in_progress", "Requests that are being answered.").set_function(lambda: self._in_progress)
+        gauge("ready", "1 if every model is loaded and warm.").set_function(lambda: float(ready()))
+        gauge("queued_rows", "Rows that wait now.").set_function(lambda: self._queued_rows)
+        gauge("queued_requests", "Requests that wait now.").set_function(lambda: self._queued_requests)
+        self._rejected = counter("rejected", "Requests that were refused, by reason.", ("reason",))
+        for reason in REASONS:
+            self._rejected.labels(reason)
+        if build is not None:
+            gauge("build_info", "What the service was made of; always 1.", tuple(build)).labels(*build.values()).set(1)
+        if models is not None:
+            self._registry.register(_States(models, devices))
+
+    def batch_done(
+        self, target: Any, rows: int, queued: Sequence[float], compute: float, members: int | None = None
+    ) -> None:
+        """A call is done; see :class:`app.batching.Observer`."""
+        key = (target.name, target.version)
+        series = self._series.get(key) or self._begin(key)
         for seconds in queued:
-            self.queue_seconds.labels(target.name).observe(seconds)
-        self.compute_seconds.labels(target.name).observe(compute)
-        self.batch_rows.labels(target.name).observe(rows)
+            series.queue.observe(seconds)
+        series.compute.observe(compute)
+        series.rows.observe(rows)
+        series.requests.observe(len(queued))
+        series.members.observe(len(target.ensemble) if members is None else members)
+        self.statistics.call_done(key, rows, compute)
 
-    def queue_changed(self, rows: int) -> None:
-        self.queued_rows.set(rows)
+    def queue_changed(self, rows: int, requests: int = 0) -> None:
+        """So many rows, of so many requests, wait now."""
+        self._queued_rows, self._queued_requests = rows, requests
+
+    def refused(self, target: Any, reason: str) -> None:
+        """A request gets no answer from a model."""
+        self._rejected.labels(reason).inc()
+
+    def request_begun(self) -> None:
+        """The head of a request was read."""
+        self._in_progress += 1
+
+    def request_done(self, route: str, status: int, seconds: float, state: Mapping[str, Any]) -> None:
+        """A request was answered.
+
+        Args:
+            route: the pattern of its path.
+            status: of the answer, 0 if there was none.
+            state: what the route noted: ``model`` and ``version``; of an inference that was handed to the batcher
+                ``asked_at``; and once it was answered ``answer``, ``decoded`` and ``encoded`` (seconds).
+        """
+        self._in_progress -= 1
+        model = state.get("model", "")
+        counted = self._answered.get((route, model, status))
+        if counted is None:
+            counted = self._answered[route, model, status] = self._requests.labels(route, model, str(status))
+        counted.inc()
+        timed = self._asked.get((route, model))
+        if timed is None:
+            timed = self._asked[route, model] = self._request_seconds.labels(route, model)
+        timed.observe(seconds)
+        if (reason := _REASON_OF_STATUS.get(status)) is not None:
+            self._rejected.labels(reason).inc()
+        if not route.endswith(_INFERENCES):
+            return
+        if status == 503 and "asked_at" not in state:
+            self._rejected.labels("not_ready").inc()
+        if model:
+            parts = None
+            if status == 200 and (answer := state.get("answer")) is not None:
+                parts = Parts(answer.queued, state["decoded"], answer.computed, state["encoded"])
+            self.statistics.request_done((model, state["version"]), seconds, parts)
 
     def text(self) -> bytes:
         """In Prometheus' exposition format."""
+        self._forget()
         return generate_latest(self._registry)
+
+    def _begin(self, key: Key) -> _Series:
+        # Whoever never asks for the page still must not pay for versions that came and went.
+        self._forget()
+        series = self._series[key] = _Series(
+            self._queue_seconds.labels(*key),
+            self._compute_seconds.labels(*key),
+            self._rows.labels(*key),
+            self._merged.labels(*key),
+            self._members.labels(*key),
+        )
+        return series
+
+    def _forget(self) -> None:
+        if self._models is None:
+            return
+        loaded = {(state.name, state.version) for state in self._models() if state.ready}
+        names = {name for name, _ in loaded}
+        self.statistics.keep(loaded)
+        for key in self._series.keys() - loaded:
+            del self._series[key]
+            for each in (self._queue_seconds, self._compute_seconds, self._rows, self._merged, self._members):
+                each.remove(*key)
+        for route, model in [key for key in self._asked if key[1] and key[1] not in names]:
+            del self._asked[route, model]
+            self._request_seconds.remove(route, model)
+        for route, model, status in [key for key in self._answered if key[1] and key[1] not in names]:
+            del self._answered[route, model, status]
+            self._requests.remove(route, model, str(status))
+
+
+class _States(Collector):
+    """What is looked up and not counted."""
+
+    def __init__(self, models: Callable[[], Iterable[ModelState]], devices: Callable[[], Iterable[DeviceMemory]]):
+        self._models = models
+        self._devices = devices
+
+    def describe(self) -> Iterable[Metric]:
+        # Without it the registry would collect once when this is registered, before there are models.
+        return self._models_of([])
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._models_of(list(self._models()))
+        devices = list(self._devices())
+        for name, text in (
+            ("total", "Memory of the device."),
+            ("reserved", "Memory of the device that PyTorch holds."),
+            ("allocated", "Memory of the device that tensors take."),
+        ):
+            family = GaugeMetricFamily(f"ensembled_device_memory_{name}_bytes", text, labels=["device"])
+            for device in devices:
+                family.add_metric([device.device], getattr(device, name))
+            if devices:
+                yield family
+
+    def _models_of(self, states: Sequence[ModelState]) -> Iterator[Metric]:
+        loaded = [state for state in states if state.ready]
+        for name, text, shown in (
+            ("model_ready", "1 if the version can answer.", [(s, s.ready) for s in states]),
+            ("model_compiling", "1 while its calls are being compiled.", [(s, s.compiling) for s in loaded]),
+            ("model_members", "Members of a loaded version.", [(s, s.members) for s in loaded]),
+            ("model_weight_bytes", "Bytes of its weights.", [(s, s.weight_bytes) for s in loaded]),
+        ):
+            family = GaugeMetricFamily(f"ensembled_{name}", text, labels=_VERSION)
+            for state, value in shown:
+                family.add_metric([state.name, state.version], float(value))
+            yield family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -15,13 +16,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse
 
-from app import metrics
+from app import metrics, tracing
 from app.connection import Connection
 from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.middleware import BodyLimit, Compression, Inflation, Observation
 from app.middleware.answer import error_response
 from app.openapi import document
-from app.routes import v1, v2
+from app.routes import v1, v2, v2_statistics
 from app.routes.common import json_response
 from app.service import Service
 from app.settings import Settings
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         RepositoryError: there is no model to serve.
         DeviceError: the device is not there.
     """
+    traces = tracing.from_environment()
     service = Service(settings)
 
     @contextlib.asynccontextmanager
@@ -46,6 +48,8 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             await service.stop()
+            if traces is not None:
+                await asyncio.to_thread(traces.close)
 
     # The pages' scripts come from the package, so they work without the internet.
     app = FastAPIOffline(
@@ -59,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(v1.router)
+    app.include_router(v2_statistics.router)
     app.include_router(v2.router)
 
     @app.get("/metrics", summary="Prometheus metrics", tags=["Operation"], response_class=PlainTextResponse)
@@ -75,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Outside of it stands what limits the bytes that are sent, so the last one added sees them first.
     app.add_middleware(Inflation, limit=settings.max_inflated_body)
     app.add_middleware(BodyLimit, limit=settings.max_body, seconds=settings.body_timeout)
-    app.add_middleware(Observation, metrics=service.metrics)
+    app.add_middleware(Observation, metrics=service.metrics, tracing=traces)
     # FastAPI's own way to describe an application otherwise.
     app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]
     return app

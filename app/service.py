@@ -23,6 +23,7 @@ from app.protocol import InferRequest
 from app.repository import Repository
 from app.served import Arrays, Served
 from app.settings import Settings
+from app.states import build, device_memory, model_states
 
 log = logging.getLogger("app.service")
 
@@ -40,24 +41,28 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        device = pick_device(settings.device)
+        self.metrics = Metrics(
+            models=lambda: model_states(self.repository),
+            ready=lambda: self.repository.ready,
+            devices=lambda: device_memory(device),
+            build=build(device),
+        )
         self.engine = Engine(settings.threads)
         self.repository = Repository(
             settings.models,
             self.engine,
-            device=pick_device(settings.device),
+            device=device,
             dtype=getattr(torch, settings.dtype) if settings.dtype else None,
             max_batch=settings.max_batch,
             default=settings.default_model,
         )
-        self.repository.on_change = self._models_changed
         self.batcher = Batcher(
             self._run, max_rows=settings.max_batch, max_queued_rows=settings.max_queue, observer=self.metrics
         )
         self.accelerator = Accelerator(self.engine)
         self._loading: asyncio.Task[None] | None = None
         self._compiling: asyncio.Task[None] | None = None
-        self._models_changed()
 
     def start(self) -> None:
         """Begin to load models and to answer; returns at once."""
@@ -102,20 +107,11 @@ class Service:
                 model, request.inputs, tuple(o.name for o in request.outputs), request.rows
             )
         except TooManyRequests:
-            self.metrics.rejected.labels("queue_full").inc()
+            self.metrics.refused(model, "queue_full")
             raise
 
     async def _run(self, model: Served, inputs: Arrays, outputs: Collection[str]) -> Arrays:
         return await self.engine.run(model.infer, inputs, outputs)
-
-    def _models_changed(self) -> None:
-        self.metrics.ready.set(self.repository.ready)
-        for entry in self.repository.entries.values():
-            labels = (entry.name, entry.version)
-            self.metrics.model_ready.labels(*labels).set(entry.state == "READY")
-            if entry.model is not None:
-                self.metrics.members.labels(*labels).set(len(entry.model.ensemble))
-                self.metrics.weights.labels(*labels).set(entry.model.ensemble.members.nbytes)
 
 
 def _settle() -> None:

@@ -71,10 +71,11 @@ def main(args: argparse.Namespace) -> int:
     from app.engine import DeviceError
     from app.repository import RepositoryError
     from app.server import serve
+    from app.tracing import TracingError
 
     try:
         serve(settings)
-    except (RepositoryError, DeviceError) as error:
+    except (RepositoryError, DeviceError, TracingError) as error:
         print(f"ensembled serve: {error}", file=sys.stderr)
         return 2
     except SystemExit:

@@ -4,50 +4,75 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
+from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.batching import Answer
 from app.errors import InternalError, ServiceError, Unavailable
-from app.logs import request_id
+from app.logs import request_id, trace_id
 from app.metrics import Metrics
 from app.middleware.answer import send_error
+from app.tracing import Tracing
 
 log = logging.getLogger("app.access")
 
 # Echoed and logged, hence an allow-list.
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# W3C's traceparent: version, trace, span, flags.
+_TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACED = (b"traceparent", b"tracestate")
 # Asked every few seconds by whatever watches the service.
 _QUIET = ("/v2/health/", "/metrics")
 
 
 class Observation:
-    """Gives each request an id (the client's own X-Request-ID where it is harmless), and sends it back."""
+    """Gives each request an id (the client's own X-Request-ID where it is harmless), and sends it back.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    An answer to an inference says in ``Server-Timing`` how many milliseconds it waited (``queue``), its call took
+    (``infer``), and passed since its head was read (``total``).
+
+    Args:
+        tracing: makes a span of each request.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        number = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        token = request_id.set(number)
         begun = time.perf_counter()
+        number, trace = _identity(scope)
+        # Whatever is mounted below may change the scope's own.
+        path, state = scope["path"], scope.setdefault("state", {})
+        quiet = path.startswith(_QUIET)
+        span = None
+        if self.tracing is not None and not quiet:
+            span = self.tracing.begin(scope["method"], path, _traced(scope))
+            trace = format(span.get_span_context().trace_id, "032x")
+        tokens = request_id.set(number), trace_id.set(trace)
         status = 0
 
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = number
+                headers = [(b"x-request-id", number.encode())]
+                if "answer" in state:
+                    now = time.perf_counter()
+                    state["encoded"] = now - state["answered_at"]
+                    headers.append((b"server-timing", _timing(state["answer"], now - begun)))
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
+        self.metrics.request_begun()
         try:
             await self.app(scope, receive, observed)
         except asyncio.CancelledError:
@@ -65,20 +90,47 @@ class Observation:
                 log.exception("internal error")
             await send_error(scope, receive, observed, answer)
         finally:
-            self._note(scope, status, time.perf_counter() - begun)
-            request_id.reset(token)
+            seconds = time.perf_counter() - begun
+            # The route's pattern and a loaded model's name, so that clients cannot invent labels.
+            route = getattr(scope.get("route"), "path", None) or scope.get("root_path") or "other"
+            self.metrics.request_done(route, status, seconds, state)
+            if span is not None and self.tracing is not None:
+                self.tracing.end(span, route, status, state)
+            level = logging.DEBUG if quiet else logging.INFO
+            if log.isEnabledFor(level):
+                log.log(level, "%s %s", scope["method"], path[:200], extra=_told(status, seconds, state))
+            request_id.reset(tokens[0])
+            trace_id.reset(tokens[1])
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's pattern and a loaded model's name, so that clients cannot invent labels.
-        route = scope.get("route")
-        path = getattr(route, "path", None) or scope.get("root_path") or "other"
-        model = scope.get("state", {}).get("model", "")
-        self.metrics.requests.labels(path, model, str(status)).inc()
-        self.metrics.request_seconds.labels(path).observe(seconds)
-        log.log(
-            logging.DEBUG if scope["path"].startswith(_QUIET) else logging.INFO,
-            "%s %s",
-            scope["method"],
-            scope["path"][:200],
-            extra={"status": status, "ms": round(1000 * seconds, 2)},
-        )
+
+def _identity(scope: Scope) -> tuple[str, str | None]:
+    """The request's id, and that of the trace which it is part of."""
+    number, trace = None, None
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            number = given if _ID.fullmatch(given) else None
+        elif name == b"traceparent" and (found := _TRACE.fullmatch(value.decode("latin-1"))):
+            trace = found[1]
+    return number or os.urandom(16).hex(), trace
+
+
+def _traced(scope: Scope) -> dict[str, str]:
+    return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACED}
+
+
+def _timing(answer: Answer, seconds: float) -> bytes:
+    return b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (
+        1000 * answer.queued,
+        1000 * answer.computed,
+        1000 * seconds,
+    )
+
+
+def _told(status: int, seconds: float, state: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request's line in the log."""
+    fields: dict[str, Any] = {"status": status, "ms": round(1000 * seconds, 2)}
+    fields |= {key: state[key] for key in ("model", "version", "rows", "members") if key in state}
+    if (answer := state.get("answer")) is not None:
+        fields |= {"queue_ms": round(1000 * answer.queued, 2), "infer_ms": round(1000 * answer.computed, 2)}
+    return fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from app.batching import Answer
 from app.errors import BadRequest
-from app.protocol import TIMEOUT_HEADER, parse_timeout
+from app.protocol import TIMEOUT_HEADER, InferRequest, parse_timeout
 from app.served import Served
 from app.service import Service
 
@@ -26,20 +27,35 @@ def chosen_model(request: Request, name: str | None = None, version: str | None 
     """The ready model that a request is for, noted for the log and the metrics."""
     model = service_of(request).repository.ready_model(name, version)
     request.state.model = model.name
+    request.state.version = model.version
     return model
 
 
 async def body_of(request: Request) -> bytes:
     """The whole body; its size is capped by the middleware."""
     try:
-        return await request.body()
+        body = await request.body()
     except ClientDisconnect:
         raise BadRequest("the client went away before its request was complete") from None
+    request.state.read_at = time.perf_counter()
+    return body
 
 
 def timeout_of(request: Request) -> float | None:
     """Seconds that the request's header allows; None if it does not say."""
     return parse_timeout(request.headers.get(TIMEOUT_HEADER))
+
+
+async def ask(request: Request, model: Served, asked: InferRequest) -> Answer:
+    """The model's answer, noted with what was asked for the log, the metrics, the traces and the headers."""
+    state = request.state
+    state.decoded = time.perf_counter() - state.read_at
+    state.rows, state.asked_at = asked.rows, time.time_ns()
+    answer = await service_of(request).answer(model, asked)
+    state.answered_at = time.perf_counter()
+    state.members = len(model.ensemble) if answer.members is None else answer.members
+    state.answer = answer
+    return answer
 
 
 def details_of(model: Served, answer: Answer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.protocol import decode_predict, encode_predict
-from app.routes.common import body_of, chosen_model, details_of, json_response, service_of, timeout_of
+from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.routes.v2 import metadata, states
 from ensemble.plan import Way
 
@@ -76,6 +76,6 @@ async def _predict(request: Request, name: str | None = None, version: str | Non
         most_members=len(model.ensemble),
         timeout=timeout_of(request),
     )
-    answer = await service_of(request).answer(model, asked)
+    answer = await ask(request, model, asked)
     body = encode_predict(model.name, model.version, asked, answer.arrays, details_of(model, answer))
     return Response(body, media_type="application/json")

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 from app.errors import Unavailable
 from app.protocol import HEADER_LENGTH, decode_infer, encode_infer, parse_header_length
 from app.repository import Entry
-from app.routes.common import body_of, chosen_model, details_of, json_response, service_of, timeout_of
+from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
 from app.version import VERSION
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol (V2)"])
 
-EXTENSIONS = ["binary_tensor_data"]
+EXTENSIONS = ["binary_tensor_data", "statistics"]
 # Triton's clients take the bare word "ensemble" for a pipeline of models.
 PLATFORM = "pytorch_ensemble"
 
@@ -94,7 +94,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         most_members=len(model.ensemble),
         timeout=timeout_of(request),
     )
-    answer = await service_of(request).answer(model, asked)
+    answer = await ask(request, model, asked)
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
     encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, details_of(model, answer))
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)

@@ -2,31 +2,203 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from types import SimpleNamespace
 
-from app.metrics import Metrics
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.metrics import REASONS, DeviceMemory, Metrics, ModelState
 from tests.app.support import MEMBERS, metric, plain_body, rows_of, serving
+
+VERSIONED = ("queue_seconds", "compute_seconds", "batch_rows", "batch_requests", "batch_members")
+
+
+def target(name: str = "m", version: str = "1", members: int = 8):
+    return SimpleNamespace(name=name, version=version, ensemble=range(members))
+
+
+def page_of(metrics: Metrics) -> str:
+    return metrics.text().decode()
 
 
 def test_what_a_batcher_tells_is_counted():
     metrics = Metrics()
-    target = SimpleNamespace(name="m")
-    metrics.batch_done(target, 5, [0.5, 0.25, 0.0], 0.125)
-    metrics.batch_done(target, 3, [0.0], 0.25)
-    metrics.queue_changed(7)
-    page = metrics.text().decode()
-    assert metric(page, "ensembled_batch_rows_count", model="m") == 2
-    assert metric(page, "ensembled_batch_rows_sum", model="m") == 8
-    assert metric(page, "ensembled_queue_seconds_count", model="m") == 4
-    assert metric(page, "ensembled_queue_seconds_sum", model="m") == 0.75
-    assert metric(page, "ensembled_compute_seconds_sum", model="m") == 0.375
+    metrics.batch_done(target(), 5, [0.5, 0.25, 0.0], 0.125)
+    metrics.batch_done(target(), 3, [0.0], 0.25, members=2)
+    metrics.batch_done(target(version="2"), 1, [0.0], 1.0)
+    metrics.queue_changed(7, 2)
+    page = page_of(metrics)
+
+    def both(name: str) -> tuple[float, float]:
+        found = [metric(page, f"ensembled_{name}_{kind}", model="m", version="1") for kind in ("count", "sum")]
+        return found[0], found[1]
+
+    assert both("batch_rows") == (2, 8)
+    assert both("batch_requests") == (2, 4)
+    assert both("batch_members") == (2, 10)
+    assert both("queue_seconds") == (4, 0.75)
+    assert both("compute_seconds") == (2, 0.375)
+    assert metric(page, "ensembled_compute_seconds_sum", version="2") == 1
     assert metric(page, "ensembled_queued_rows") == 7
+    assert metric(page, "ensembled_queued_requests") == 2
 
 
 def test_two_services_in_one_process_count_apart():
     one, other = Metrics(), Metrics()
-    one.queue_changed(3)
-    assert metric(other.text().decode(), "ensembled_queued_rows") == 0
+    one.queue_changed(3, 1)
+    one.refused(target(), "deadline")
+    assert metric(page_of(other), "ensembled_queued_rows") == 0
+    assert metric(page_of(other), "ensembled_rejected_total") == 0
+
+
+@pytest.mark.parametrize("reason", ["queue_full", "deadline", "gone", "draining"])
+def test_what_the_batcher_refuses_is_counted_by_its_reason(reason):
+    metrics = Metrics()
+    metrics.refused(target(), reason)
+    page = page_of(metrics)
+    assert metric(page, "ensembled_rejected_total", reason=reason) == metric(page, "ensembled_rejected_total") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "route", "state", "reason"),
+    [
+        (401, "other", {}, "unauthorized"),
+        (403, "/v2/repository/models/{name}/load", {}, "forbidden"),
+        (408, "other", {}, "too_slow"),
+        (413, "other", {}, "too_large"),
+        (503, "/predict", {}, "not_ready"),
+        # These the batcher has counted.
+        (503, "/predict", {"asked_at": 1}, None),
+        (429, "/predict", {"asked_at": 1}, None),
+        (504, "/predict", {"asked_at": 1}, None),
+        (503, "/v2/health/ready", {}, None),
+        (400, "/predict", {}, None),
+        (200, "/predict", {"asked_at": 1}, None),
+    ],
+)
+def test_what_is_refused_before_the_batcher_is_counted_once(status, route, state, reason):
+    metrics = Metrics()
+    metrics.request_begun()
+    metrics.request_done(route, status, 0.1, state)
+    page = page_of(metrics)
+    counted = {r: metric(page, "ensembled_rejected_total", reason=r) for r in REASONS}
+    assert {r for r, count in counted.items() if count} == ({reason} if reason else set())
+
+
+def test_every_reason_is_there_before_it_happened():
+    families = text_string_to_metric_families(page_of(Metrics()))
+    found = next(f for f in families if f.name == "ensembled_rejected").samples
+    assert {s.labels["reason"] for s in found if s.name.endswith("_total")} == set(REASONS)
+
+
+def test_requests_that_are_being_answered_are_known():
+    metrics = Metrics()
+    metrics.request_begun()
+    metrics.request_begun()
+    assert metric(page_of(metrics), "ensembled_requests_in_progress") == 2
+    metrics.request_done("/predict", 200, 0.25, {"model": "m", "version": "1"})
+    page = page_of(metrics)
+    assert metric(page, "ensembled_requests_in_progress") == 1
+    assert metric(page, "ensembled_request_seconds_sum", route="/predict", model="m") == 0.25
+
+
+def test_series_of_what_is_not_loaded_any_more_disappear():
+    loaded = [ModelState("a", "1", True), ModelState("a", "2", True), ModelState("b", "1", True)]
+    metrics = Metrics(models=lambda: loaded)
+
+    def use():
+        for state in (("a", "1"), ("a", "2"), ("b", "1")):
+            metrics.batch_done(target(*state), 2, [0.1], 0.1)
+            metrics.request_begun()
+            metrics.request_done("/predict", 200, 0.1, dict(zip(("model", "version"), state, strict=True)))
+
+    use()
+    page = page_of(metrics)
+    assert all(metric(page, f"ensembled_{name}_count") == 3 for name in VERSIONED)
+    del loaded[0], loaded[1]
+    page = page_of(metrics)
+    assert all(metric(page, f"ensembled_{name}_count") == 1 for name in VERSIONED)
+    assert 'version="1"' not in page
+    assert 'model="b"' not in page
+    # Of a model of which another version is loaded, the answers go on being counted.
+    assert metric(page, "ensembled_requests_total", model="a") == 2
+    assert metrics.statistics.document([("b", "1")])["model_stats"][0]["execution_count"] == 0
+    # What ends on the old version after it was unloaded brings nothing back for long.
+    use()
+    assert 'model="b"' not in page_of(metrics)
+
+
+def test_versions_that_come_and_go_take_no_memory_although_nobody_asks_for_the_page():
+    loaded: list[ModelState] = []
+    metrics = Metrics(models=lambda: loaded)
+
+    def reload(version: int) -> None:
+        loaded[:] = [ModelState("a", str(version), True)]
+        metrics.batch_done(target("a", str(version)), 2, [0.1], 0.1)
+
+    for version in range(10):
+        reload(version)
+    gc.collect()
+    before = len(gc.get_objects())
+    for version in range(10, 110):
+        reload(version)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
+
+
+def test_states_are_looked_up_when_they_are_asked_for():
+    states = [ModelState("a", "1", True, 128, 4096, compiling=True), ModelState("b", "2", ready=False)]
+    devices = [DeviceMemory("cuda:0", 100, 50, 25)]
+    ready = [False]
+    metrics = Metrics(lambda: states, lambda: ready[0], lambda: devices, {"version": "1.2", "device": "cuda"})
+    page = page_of(metrics)
+    assert metric(page, "ensembled_ready") == 0
+    assert metric(page, "ensembled_model_ready", model="a", version="1") == 1
+    assert 'ensembled_model_ready{model="b",version="2"} 0.0' in page
+    assert metric(page, "ensembled_model_members", model="a") == 128
+    assert metric(page, "ensembled_model_weight_bytes", model="a") == 4096
+    assert metric(page, "ensembled_model_compiling", model="a") == 1
+    assert 'ensembled_model_members{model="b"' not in page
+    assert metric(page, "ensembled_device_memory_total_bytes", device="cuda:0") == 100
+    assert metric(page, "ensembled_device_memory_reserved_bytes", device="cuda:0") == 50
+    assert metric(page, "ensembled_device_memory_allocated_bytes", device="cuda:0") == 25
+    assert metric(page, "ensembled_build_info", version="1.2", device="cuda") == 1
+    states[:], devices[:], ready[0] = [ModelState("b", "2", True)], [], True
+    page = page_of(metrics)
+    assert metric(page, "ensembled_ready") == 1
+    assert metric(page, "ensembled_model_ready", model="b", version="2") == 1
+    assert 'model="a"' not in page
+    assert "ensembled_device" not in page
+
+
+def test_names_follow_the_conventions():
+    """What promtool checks: a text for each, base units, and `_total` on counters alone."""
+    metrics = Metrics(
+        lambda: [ModelState("m", "1", True, 3, 4)], lambda: True, lambda: [DeviceMemory("cuda:0", 1, 1, 1)], {"v": "1"}
+    )
+    metrics.batch_done(target(), 5, [0.5], 0.125)
+    metrics.request_begun()
+    metrics.request_done("/predict", 200, 0.25, {"model": "m", "version": "1"})
+    page = page_of(metrics)
+    families = list(text_string_to_metric_families(page))
+    ours = [f for f in families if f.name.startswith("ensembled_") and not f.name.endswith("_created")]
+    assert len(ours) >= 20
+    for family in ours:
+        assert family.documentation.endswith("."), family.name
+        assert re.fullmatch(r"ensembled(_[a-z]+)+", family.name)
+        assert not re.search(r"_(ms|milliseconds|kb|mb|count|sum|bucket|total)$", family.name), family.name
+        for unit, word in (("seconds", "ime"), ("bytes", "ytes|emory")):
+            if family.name.endswith(f"_{unit}"):
+                assert re.search(word, family.documentation), family.name
+        assert (family.type == "counter") == any(s.name == f"{family.name}_total" for s in family.samples)
+        assert family.type in ("counter", "gauge", "histogram")
+        for sample in family.samples:
+            assert set(sample.labels) <= {"route", "model", "version", "status", "reason", "device", "le", "v"}
+    # Nothing is said twice.
+    samples = [(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples]
+    assert len(samples) == len(set(samples))
 
 
 def test_counts_are_right_after_known_requests_and_labels_are_the_services_own(models, tmp_path):
@@ -65,6 +237,11 @@ def test_counts_are_right_after_known_requests_and_labels_are_the_services_own(m
             assert metric(page, "ensembled_model_ready", model=model, version=version) == 1
             assert metric(page, "ensembled_model_members", model=model) == MEMBERS
             assert metric(page, "ensembled_model_weight_bytes", model=model) > 0
-        for hostile in ("nobody", "script", "evil", "..", "nothing-"):
+        assert metric(page, "ensembled_batch_members_sum", model="house", version="1") == 3 * MEMBERS
+        assert metric(page, "ensembled_build_info", device="cpu") == 1
+        # The one that asks for the page.
+        assert metric(page, "ensembled_requests_in_progress") == 1
+        assert metric(page, "process_resident_memory_bytes") > 10**7
+        for hostile in ("nobody", "<script", "evil", "..", "nothing-"):
             assert hostile not in page
         assert server.stop() == 0

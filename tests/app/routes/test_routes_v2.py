@@ -137,7 +137,7 @@ def test_inputs_with_different_rows_are_refused(client):
 def test_server_metadata_and_health(client):
     about = client.get("/v2").json()
     assert about["name"] == "ensembled"
-    assert about["extensions"] == ["binary_tensor_data"]
+    assert about["extensions"] == ["binary_tensor_data", "statistics"]
     assert about["version"]
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
