@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from app import logs
-from tests.app.support import plain_body, rows_of, serving
+from tests.app.support import MEMBERS, plain_body, rows_of, serving
 
 HOSTILE = "a\r\nb\x1b[31m\x00\x7f\x85\x9b\u2028\u202e\ud800\ttab"
 
@@ -35,6 +35,15 @@ def test_json_is_one_object_a_line_with_the_fields_beside():
     assert event["other"] == "{1}"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
     assert "request_id" not in event
+
+
+def test_both_formats_know_the_trace():
+    token = logs.trace_id.set("4bf9")
+    try:
+        assert json.loads(logs.JsonFormatter().format(record()))["trace_id"] == "4bf9"
+        assert logs.TextFormatter().format(record()).endswith(" warning hello you trace_id=4bf9")
+    finally:
+        logs.trace_id.reset(token)
 
 
 def test_both_formats_know_the_request():
@@ -80,6 +89,23 @@ def test_the_real_service_logs_json_that_parses_line_by_line_with_ids_and_withou
     assert found["my-id-1"]["ms"] >= 0
     assert found["my-id-2"]["message"] == "GET /nothing\r\n\x1b[31m\u2028"
     assert "the-secret" not in service.text()
+
+
+def test_every_line_of_a_request_has_its_id_and_its_trace(service, client):
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"X-Request-ID": "my-id-3", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    client.post("/v1/models/house/predict", json=plain_body(rows_of("house", 2)), headers=headers)
+    wrong = {"inputs": {"features": [[0, 0, 0, 0]], "tokens": [[0, 99]]}}
+    client.post("/v1/models/pair/predict", json=wrong, headers=headers | {"X-Request-ID": "my-id-4"})
+    events = [json.loads(line) for line in service.text().splitlines()]
+    (good,) = [event for event in events if event.get("request_id") == "my-id-3"]
+    assert (good["trace_id"], good["model"], good["version"], good["rows"]) == (trace, "house", "1", 2)
+    assert good["members"] == MEMBERS
+    assert good["queue_ms"] >= 0
+    assert 0 < good["infer_ms"] <= good["ms"]
+    bad = [event for event in events if event.get("request_id") == "my-id-4"]
+    assert bad[-1]["status"] == 400
+    assert all(event["trace_id"] == trace for event in bad)
 
 
 def test_the_real_service_logs_text_without_control_characters(models, tmp_path):

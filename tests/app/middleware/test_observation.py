@@ -9,11 +9,12 @@ import re
 
 import pytest
 
+from app.batching import Answer
 from app.errors import NotFound
-from app.logs import request_id
+from app.logs import request_id, trace_id
 from app.metrics import Metrics
 from app.middleware import Observation
-from tests.app.support import metric
+from tests.app.support import metric, plain_body, rows_of, v2_body
 
 
 def ask(app, metrics: Metrics | None = None, path: str = "/x", **headers: bytes):
@@ -107,6 +108,85 @@ def test_long_paths_are_cut_in_the_log(caplog):
     caplog.set_level(logging.INFO)
     ask(fine, path="/" + "a" * 5000)
     assert len(caplog.records[-1].getMessage()) < 300
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize("given", [f"00-{TRACE}-00f067aa0ba902b7-01", f"cc-{TRACE}-00f067aa0ba902b7-00"])
+def test_the_clients_trace_is_known_while_the_request_is_answered(given):
+    seen = []
+
+    async def noting(scope, receive, send):
+        seen.append(trace_id.get())
+        await fine(scope, receive, send)
+
+    ask(noting, traceparent=given.encode())
+    assert seen == [TRACE]
+    assert trace_id.get() is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        TRACE,
+        f"00-{TRACE}-00f067aa0ba902b7",
+        f"ff-{TRACE}-00f067aa0ba902b7-01",
+        f"00-{TRACE.upper()}-00f067aa0ba902b7-01",
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-00f067aa0ba902b7-01\n",
+        f"00-{TRACE[:-1]}\u00e4-00f067aa0ba902b7-01",
+    ],
+)
+def test_what_is_no_trace_is_passed_over(given):
+    async def noting(scope, receive, send):
+        assert trace_id.get() is None
+        await fine(scope, receive, send)
+
+    assert ask(noting, traceparent=given.encode("latin-1"))[0]["status"] == 200
+
+
+def test_an_inference_says_how_long_its_parts_took_and_the_log_says_it_too(caplog):
+    caplog.set_level(logging.INFO)
+
+    async def inference(scope, receive, send):
+        scope["state"] |= {
+            "model": "m", "version": "3", "rows": 2, "members": 16, "asked_at": 1, "decoded": 0.0,
+            "answered_at": 0.0, "answer": Answer({}, None, 0.0015, 0.25),
+        }  # fmt: skip
+        await fine(scope, receive, send)
+
+    headers = dict(ask(inference)[0]["headers"])
+    found = re.fullmatch(rb"queue;dur=1\.500, infer;dur=250\.000, total;dur=(\d+\.\d{3})", headers[b"server-timing"])
+    assert float(found[1]) >= 0
+    said = vars(caplog.records[-1])
+    assert (said["model"], said["version"], said["rows"], said["members"]) == ("m", "3", 2, 16)
+    assert (said["queue_ms"], said["infer_ms"]) == (1.5, 250)
+
+
+def test_what_is_no_inference_has_no_such_header():
+    assert b"server-timing" not in dict(ask(fine)[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", plain_body(rows_of("classes", 2))),
+        ("/v1/models/house/predict", plain_body(rows_of("house", 1))),
+        ("/v2/models/pair/infer", v2_body(rows_of("pair", 3))),
+    ],
+)
+def test_the_real_service_tells_the_times_of_an_inference(client, path, body):
+    reply = client.post(path, json=body)
+    names = re.findall(r"(\w+);dur=([\d.]+)", reply.headers["Server-Timing"])
+    assert [name for name, _ in names] == ["queue", "infer", "total"]
+    queue, infer, total = (float(value) for _, value in names)
+    assert infer > 0
+    assert queue + infer <= total
+    for other in (client.get("/v2"), client.post(path, json={"inputs": []})):
+        assert "Server-Timing" not in other.headers
 
 
 @pytest.mark.parametrize("given", ["abc.DEF-1_2", "x" * 64])
