@@ -20,6 +20,7 @@ _COMMANDS = {
     "build": ("app.commands.build", "make an ensemble from a trained model and save it"),
     "inspect": ("app.commands.inspect", "show what a saved ensemble is, and whether it is intact"),
     "predict": ("app.commands.predict", "ask a saved ensemble or a running service"),
+    "key": ("app.commands.key", "make a key for the service"),
     "loadtest": ("app.loadtest.command", "put a running service under load and measure it"),
 }
 
@@ -31,6 +32,7 @@ the whole way:
   ensembled serve --models models
   ensembled predict http://127.0.0.1:8000 rows.npy
   ensembled loadtest http://127.0.0.1:8000 --rate 100
+  ensembled key
 
 ensembled COMMAND --help explains each."""
 
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"ensembled {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text)
+        # No abbreviations: --api-key would be taken for --api-keys-file.
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
         if words[:1] == [name]:
             implementation = importlib.import_module(module)
             implementation.configure(command)

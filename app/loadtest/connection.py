@@ -101,17 +101,3 @@ def _raising(error: type[httpcore.NetworkError]) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as broken:  # uvloop raises RuntimeError where a transport is closed
         raise error(str(broken)) from broken
-
-
-def allow_open_files(count: int) -> None:
-    """Raise the process's limit of open files to hold `count` sockets, as far as the system lets it."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -24,9 +24,10 @@ import httpcore
 from app.loadtest.arrivals import schedule
 from app.loadtest.clock import Alarm, now
 from app.loadtest.config import Config
-from app.loadtest.connection import Connections, allow_open_files
+from app.loadtest.connection import Connections
 from app.loadtest.samples import OK, Recorder
 from app.loadtest.target import Target
+from app.open_files import allow_open_files
 
 # A refused connection fails within microseconds: without a pause a closed loop would do nothing but knock.
 CONNECT_PAUSE = 0.1

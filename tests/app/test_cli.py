@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from app import cli
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, SECRETS, Settings
 from app.version import VERSION
 from tests.app.support import ROOT, clean_environment, command
 
-COMMANDS = ("serve", "build", "inspect", "predict", "loadtest")
+COMMANDS = ("serve", "build", "inspect", "predict", "loadtest", "key")
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -48,6 +48,10 @@ def test_help_of_serve_has_a_flag_a_variable_and_the_default_of_every_setting(ca
     monkeypatch.setenv("COLUMNS", "300")
     _, out, _ = run(capsys, "serve", "--help")
     for name, field in Settings.model_fields.items():
+        if name in SECRETS:
+            assert f"--{name.replace('_', '-')} " not in out
+            assert f"{PREFIX}{name.upper()}" in out
+            continue
         # A long flag's help begins on the next line.
         _, _, after = out.partition(f"\n  --{name.replace('_', '-')}")
         lines = " ".join(after.splitlines()[:2])
@@ -56,7 +60,7 @@ def test_help_of_serve_has_a_flag_a_variable_and_the_default_of_every_setting(ca
 
 
 @pytest.mark.parametrize(
-    "arguments", [("loadtest", "--help"), ("serve", "--help"), ("--version",), ("serve", "--port", "x")]
+    "arguments", [("loadtest", "--help"), ("serve", "--help"), ("--version",), ("serve", "--port", "x"), ("key",)]
 )
 def test_what_needs_no_pytorch_does_not_import_it(arguments):
     program = (
@@ -86,6 +90,8 @@ def test_version(capsys):
         (("build", "a.py:b", "out", "--members", "many"), "invalid int value: 'many'"),
         (("inspect",), "required: PATH"),
         (("predict", "x"), "required: ROWS"),
+        (("serve", "--api-key", "a-key-that-others-see-in-ps"), "unrecognized arguments"),
+        (("key", "no name"), "a name is 1 to 64 of the characters"),
     ],
 )
 def test_wrong_use_is_status_2(capsys, arguments, says):
