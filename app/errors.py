@@ -6,7 +6,8 @@ a fault raises the class that names it, and one handler turns any `ServiceError`
 be right, and never holds a path, a stack trace or the text of another exception.
 
     ServiceError
-      BadRequest 400            NotFound 404              MethodNotAllowed 405
+      BadRequest 400            Forbidden 403
+      NotFound 404              MethodNotAllowed 405
       RequestTimeout 408        PayloadTooLarge 413       UnsupportedMediaType 415
       TooManyRequests 429       InternalError 500         Unavailable 503
 """
@@ -19,6 +20,7 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
+    "Forbidden",
     "InternalError",
     "MethodNotAllowed",
     "NotFound",
@@ -55,6 +57,13 @@ class BadRequest(ServiceError):
 
     status = 400
     code = "bad_request"
+
+
+class Forbidden(ServiceError):
+    """Whoever asks may not, whatever the request says."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(ServiceError):

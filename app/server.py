@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -22,7 +23,7 @@ from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.middleware import BodyLimit, Compression, Inflation, Observation
 from app.middleware.answer import error_response
 from app.openapi import document
-from app.routes import v1, v2, v2_statistics
+from app.routes import v1, v2, v2_repository, v2_statistics
 from app.routes.common import json_response
 from app.service import Service
 from app.settings import Settings
@@ -63,6 +64,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(v1.router)
+    app.include_router(v2_repository.router)
+    app.include_router(v2_repository.management)
     app.include_router(v2_statistics.router)
     app.include_router(v2.router)
 
@@ -121,9 +124,14 @@ class _Server(uvicorn.Server):
                 shown = f"[{host}]" if ":" in host else host
                 log.info("listening on http://%s:%d (documentation at /docs)", shown, port)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # What is sent on open connections until they are closed.
+        self.service.repository.drain()
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: Any = None) -> None:
         # Accepted requests wait for the thread that loads.
-        self.service.repository.stop_loading()
+        self.service.repository.stop()
         await super().shutdown(sockets)
 
 
@@ -153,7 +161,7 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server.run()
-    if app.state.service.accelerator.busy:
+    if app.state.service.busy:
         # Everything has been answered; the interpreter's own end would trip over the thread that is left behind.
         logging.shutdown()
         os._exit(0)

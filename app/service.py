@@ -7,8 +7,6 @@ the engine, the protocol encodes. Nothing else touches a model.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 from collections.abc import Collection
 
@@ -24,6 +22,7 @@ from app.repository import Repository
 from app.served import Arrays, Served
 from app.settings import Settings
 from app.states import build, device_memory, model_states
+from app.upkeep import Upkeep
 
 log = logging.getLogger("app.service")
 
@@ -56,40 +55,33 @@ class Service:
             dtype=getattr(torch, settings.dtype) if settings.dtype else None,
             max_batch=settings.max_batch,
             default=settings.default_model,
+            versions=settings.versions,
         )
         self.batcher = Batcher(
             self._run, max_rows=settings.max_batch, max_queued_rows=settings.max_queue, observer=self.metrics
         )
         self.accelerator = Accelerator(self.engine)
-        self._loading: asyncio.Task[None] | None = None
-        self._compiling: asyncio.Task[None] | None = None
+        self._upkeep = Upkeep(self.repository, self.accelerator if settings.compile else None, settings.poll)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is at work that the process may leave behind."""
+        return self.accelerator.busy or self.repository.loading_beside or self.engine.busy
+
+    @property
+    def _loading(self) -> asyncio.Task[None]:
+        return self._upkeep.loading
 
     def start(self) -> None:
         """Begin to load models and to answer; returns at once."""
         self.batcher.start()
-        self._loading = asyncio.create_task(self._load(), name="loading")
-        if self.settings.compile:
-            self._compiling = asyncio.create_task(self._compile(), name="compiling")
-
-    async def _load(self) -> None:
-        await self.repository.load_all()
-        _settle()
-
-    async def _compile(self) -> None:
-        assert self._loading is not None
-        await self._loading
-        await self.repository.accelerate_all(self.accelerator)
-        _settle()
+        self._upkeep.start()
 
     async def stop(self) -> None:
         """Finish what was accepted, and end."""
-        self.repository.stop_loading()
+        self.repository.stop()
         await self.batcher.close()
-        for task in (self._compiling, self._loading):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await self._upkeep.stop()
         self.engine.close()
         log.info("stopped")
 
@@ -112,9 +104,3 @@ class Service:
 
     async def _run(self, model: Served, inputs: Arrays, outputs: Collection[str]) -> Arrays:
         return await self.engine.run(model.infer, inputs, outputs)
-
-
-def _settle() -> None:
-    """Take what stays for good out of the garbage collector, whose full runs would stop every request for it."""
-    gc.collect()
-    gc.freeze()

@@ -16,8 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from app import versions
+
 PREFIX = "ENSEMBLED_"
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
+# Seconds; a look at the directory takes some milliseconds.
+_LEAST_POLL = 0.1
 
 
 class SettingsError(Exception):
@@ -35,6 +39,14 @@ class Settings(BaseModel):
     allow_public: bool = Field(
         False, description="permit listening on an address that others can reach, although no key guards it"
     )
+    versions: str = Field(
+        "latest", description='versions that are served: latest, latest:N, all, or 1,3; of one model NAME=..., several '
+        'joined by semicolons ("latest:2; digits=1,3")',
+    )  # fmt: skip
+    poll: float = Field(
+        0, ge=0, le=86400, description="seconds between looks for models that are new, changed or gone; 0 for none"
+    )
+    management: bool = Field(False, description="permit loading and unloading models while serving")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, or auto")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="dtype of the weights (float32, bfloat16, float16, float64); as they were saved by default"
@@ -69,6 +81,24 @@ class Settings(BaseModel):
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("versions", mode="before")
+    @classmethod
+    def _versions_in_a_table(cls, value: Any) -> Any:
+        return versions.as_text(value)
+
+    @field_validator("versions")
+    @classmethod
+    def _known_versions(cls, value: str) -> str:
+        versions.parse(value)
+        return value
+
+    @field_validator("poll")
+    @classmethod
+    def _not_all_the_time(cls, value: float) -> float:
+        if 0 < value < _LEAST_POLL:
+            raise ValueError(f"must be 0, or at least {_LEAST_POLL}")
+        return value
 
     @field_validator("device")
     @classmethod

@@ -32,6 +32,8 @@ _METAVARS = {
     "device": "DEVICE",
     "dtype": "DTYPE",
     "default_model": "NAME",
+    "versions": "VERSIONS",
+    "poll": "SECONDS",
     "max_queue": "ROWS",
     "max_batch": "ROWS",
     "max_body": "BYTES",

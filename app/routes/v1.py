@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 
 from app.protocol import decode_predict, encode_predict
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
-from app.routes.v2 import metadata, states
+from app.routes.v2 import metadata
+from app.routes.v2_repository import states
 from ensemble.plan import Way
 
 router = APIRouter(tags=["Plain"])
@@ -40,7 +41,7 @@ async def describe(request: Request, name: str) -> Response:
     made = model.ensemble
     recipe = made.origin.recipe
     about: dict[str, Any] = {
-        **metadata(model),
+        **metadata(request, model),
         "recipe": {"name": recipe.name, **recipe.settings()} if recipe else None,
         "metadata": made.metadata,
         "device": str(made.device),

@@ -15,7 +15,7 @@ from app.version import VERSION
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol (V2)"])
 
-EXTENSIONS = ["binary_tensor_data", "statistics"]
+EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 # Triton's clients take the bare word "ensemble" for a pipeline of models.
 PLATFORM = "pytorch_ensemble"
 
@@ -37,23 +37,18 @@ async def ready(request: Request) -> Response:
     repository = service_of(request).repository
     if repository.ready:
         return json_response({"ready": True})
-    waiting = {e.name: e.reason for e in repository.entries.values() if e.state != "READY"}
-    return json_response({"ready": False, "error": "not ready", "models": waiting}, 503)
-
-
-@router.post("/repository/index", summary="Models that are there, and their state")
-async def index(request: Request) -> Response:
-    return json_response(states(request))
+    error = "the service is shutting down" if repository.draining else "not ready"
+    return json_response({"ready": False, "error": error, "models": repository.waiting}, 503)
 
 
 @router.get("/models/{name}", summary="Model metadata")
 async def model_metadata(request: Request, name: str) -> Response:
-    return json_response(metadata(chosen_model(request, name)))
+    return json_response(metadata(request, chosen_model(request, name)))
 
 
 @router.get("/models/{name}/versions/{version}", summary="Model metadata of a version")
 async def version_metadata(request: Request, name: str, version: str) -> Response:
-    return json_response(metadata(chosen_model(request, name, version)))
+    return json_response(metadata(request, chosen_model(request, name, version)))
 
 
 @router.get("/models/{name}/ready", summary="Can this model answer?")
@@ -100,17 +95,11 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
 
 
-def states(request: Request) -> list[dict[str, str]]:
-    """Every model, loaded or not."""
-    entries = service_of(request).repository.entries.values()
-    return [{"name": e.name, "version": e.version, "state": e.state, "reason": e.reason} for e in entries]
-
-
-def metadata(model: Served) -> dict[str, Any]:
+def metadata(request: Request, model: Served) -> dict[str, Any]:
     """The protocol's model metadata; what this service adds to it stands under ``parameters``."""
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": service_of(request).repository.served(model.name),
         "platform": PLATFORM,
         "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in model.inputs],
         "outputs": [

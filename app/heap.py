@@ -1,0 +1,30 @@
+"""Memory that models leave behind when they go.
+
+Python's collector goes through all objects now and then and stops every thread meanwhile; with PyTorch loaded that
+takes hundreds of milliseconds. So what stays for good is taken out of its sight. Whatever was taken out together with a
+model has to come back once that model goes, or its cycles would never be found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+
+
+def settle() -> None:
+    """Take all that there is now out of the collector's sight."""
+    gc.collect()
+    gc.freeze()
+
+
+def clear() -> None:
+    """Find all garbage, also what was taken out of sight, and settle again. Stops every thread for a moment."""
+    gc.unfreeze()
+    settle()
+
+
+def trim() -> None:
+    """Give freed memory back to the system, which glibc's allocator otherwise keeps; nothing elsewhere."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

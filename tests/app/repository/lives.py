@@ -1,0 +1,62 @@
+"""Versions of one small model that can be told apart, and a directory in which they come, change and go."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import ensemble
+
+WIDE = 3
+
+
+def build(path: Path, seed: int, members: int = 5) -> Path:
+    """An ensemble whose every answer depends on its seed; put there as `ensembled build` does, whole or not at all."""
+    torch.manual_seed(0)
+    trained = nn.Sequential(nn.Linear(WIDE, 4), nn.Tanh(), nn.Linear(4, 2))
+    ensemble.perturb(
+        trained,
+        ensemble.Gaussian(scale=0.5),
+        members=members,
+        seed=seed,
+        example=torch.ones(2, WIDE),
+        task="regression",
+    ).save(path, overwrite=True)
+    return path
+
+
+def damage(path: Path) -> None:
+    """Exchange bytes of the weights, so that nothing that was loaded before is in danger, but nobody can load it."""
+    weights = path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x01\x02\x03\x04")
+
+
+def exchange(path: Path, new: Path) -> None:
+    """Put a copy of a saved ensemble in the place of another."""
+    staging = path.parent / ".staging"
+    shutil.copytree(new, staging)
+    if path.exists():
+        path.rename(path.parent / ".old")
+    staging.rename(path)
+    shutil.rmtree(path.parent / ".old", ignore_errors=True)
+
+
+def rows(number: int) -> np.ndarray:
+    """A request of one row."""
+    return np.random.default_rng(number).normal(size=(1, WIDE)).astype(np.float32)
+
+
+def mean(path: Path, row: np.ndarray) -> np.ndarray:
+    """What the library says of it."""
+    return ensemble.load(path).predict(torch.from_numpy(row), statistics=["mean"]).mean.numpy()
+
+
+def touch(root: Path, *names: str) -> None:
+    """Directories that count as models, but cannot be loaded."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        (root / name / "manifest.json").write_text("{}")
