@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from app.protocol.wording import listing
 
-__all__ = ["DATATYPES", "Datatype", "bfloat16_bits", "bfloat16_values", "datatype_of"]
+__all__ = ["DATATYPES", "Datatype", "all_finite", "bfloat16_bits", "bfloat16_values", "datatype_of"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ def datatype_of(dtype: np.dtype[Any]) -> Datatype:
         return _BY_DTYPE[dtype.newbyteorder("<")]
     except KeyError:
         raise ValueError(f"dtype must be one of {listing(DATATYPES)}, however: {dtype}") from None
+
+
+def all_finite(array: NDArray[Any]) -> bool:
+    """Whether no number is NaN or infinite."""
+    # For few numbers counting takes a fifth of the time of `all`.
+    return bool(np.count_nonzero(np.isfinite(array)) == array.size)
 
 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

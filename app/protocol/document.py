@@ -1,7 +1,7 @@
 """One JSON document from untrusted bytes: an object at most 100 deep, or an error that says where it breaks.
 
 orjson parses 1,024 levels without harm, so the depth is measured after it, on the bytes: a document with at
-most 100 opening brackets cannot be deeper than 100, which two counts settle for ordinary bodies. For the rest
+most 100 opening brackets cannot be deeper than 100, which one count settles for ordinary bodies. For the rest
 the text is reduced to its brackets outside of strings, and the running sum of openings less closings is the
 depth. All of this runs at the speed of memory; a walk over the parsed values would cost more than the parsing
 did.
@@ -15,10 +15,12 @@ import orjson
 
 from app.errors import BadRequest
 
-__all__ = ["MAX_DEPTH", "parse_json"]
+__all__ = ["MAX_DEPTH", "may_hold_booleans", "parse_json"]
 
 MAX_DEPTH = 100
 
+_BRACKET = np.uint8(ord("[") & ord("{"))
+_ALL_BUT_THE_BIT = np.uint8(0xFF ^ (ord("[") ^ ord("{")))
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _STRING = re.compile(rb'"[^"]*"')
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
@@ -54,8 +56,17 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return document
 
 
+def may_hold_booleans(body: bytes) -> bool:
+    """Whether there can be a `true` or `false` in a JSON document; False is certain.
+
+    One letter of each is looked for, which takes no time and which the protocols' usual keys do not have.
+    """
+    return b"r" in body or b"l" in body
+
+
 def _is_too_deep(body: bytes) -> bool:
-    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+    # Both brackets but for one bit; an array counts them several times as fast as bytes do.
+    if np.count_nonzero((np.frombuffer(body, dtype=np.uint8) & _ALL_BUT_THE_BIT) == _BRACKET) <= MAX_DEPTH:
         return False
     if b"\\" in body:
         body = _ESCAPE.sub(b"", body)

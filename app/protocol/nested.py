@@ -11,6 +11,7 @@ out-of-range values for integers. What it lets through are booleans, which Pytho
 """
 
 import struct
+import sys
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
-from app.protocol.datatypes import Datatype
+from app.protocol.datatypes import Datatype, all_finite
 from app.protocol.wording import describe
 
 __all__ = ["pack", "unnest"]
@@ -26,6 +27,8 @@ __all__ = ["pack", "unnest"]
 # Up to here a float is exactly the whole number that was written; beyond, the parser may have rounded.
 _EXACT = 2**53
 _CHUNK = 1024
+# In the machine's own order `struct` casts floats in C; in a named order it puts their bytes together.
+_ORDER = "" if sys.byteorder == "little" else "<"
 
 
 def unnest(data: list[Any], rank: int, *, subject: str, layout: str) -> tuple[tuple[int, ...], list[Any]]:
@@ -70,16 +73,21 @@ def pack(
     if datatype.name == "BOOL":
         if set(map(type, flat)) <= {bool}:
             return np.array(flat, dtype=np.bool_)
-    elif not (may_hold_booleans and bool in set(map(type, flat))):
+    else:
         packed = _pack_numbers(flat, datatype)
-        if packed is not None:
+        if packed is not None and not (may_hold_booleans and _holds_booleans(flat, packed)):
             return packed
     raise BadRequest(_culprit(flat, datatype, sizes, subject))
 
 
+def _holds_booleans(flat: list[Any], packed: NDArray[Any]) -> bool:
+    # They became 0 and 1, and where there is neither, no look at each type is needed.
+    return bool(np.count_nonzero((packed == 0) | (packed == 1))) and bool in set(map(type, flat))
+
+
 def _pack_numbers(flat: list[Any], datatype: Datatype) -> NDArray[Any] | None:
     packed = np.empty(len(flat), dtype=datatype.dtype)
-    form = f"<{len(flat)}{datatype.code}"
+    form = f"{_ORDER}{len(flat)}{datatype.code}"
     try:
         struct.pack_into(form, packed.data, 0, *flat)
     except (struct.error, OverflowError):
@@ -91,7 +99,7 @@ def _pack_numbers(flat: list[Any], datatype: Datatype) -> NDArray[Any] | None:
             struct.pack_into(form, packed.data, 0, *whole)
         except (struct.error, OverflowError):
             return None
-    if datatype.is_float and not np.isfinite(packed).all():
+    if datatype.is_float and not all_finite(packed):
         return None
     return packed
 

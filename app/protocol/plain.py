@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
-from app.protocol.document import parse_json
+from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_plain_options
 from app.protocol.request import (
     InferRequest,
@@ -60,9 +60,9 @@ def decode_predict(
     request_id = read_id(document)
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs)
     by_name = _by_name(document.get("inputs"), specs)
-    may_hold_booleans = b"true" in body or b"false" in body
+    booleans = may_hold_booleans(body)
     arrays = {
-        spec.name: array_from_json(by_name[spec.name], spec, may_hold_booleans=may_hold_booleans)
+        spec.name: array_from_json(by_name[spec.name], spec, may_hold_booleans=booleans)
         for spec in specs
         if spec.name in by_name
     }

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
-from app.protocol.datatypes import DATATYPES, Datatype
+from app.protocol.datatypes import DATATYPES, Datatype, all_finite
 from app.protocol.nested import pack, unnest
 from app.protocol.wording import describe, listing
 
@@ -140,7 +140,7 @@ def array_to_json(array: NDArray[Any]) -> tuple[Any, bool]:
     JSON has no NaN or infinity, and orjson writes null for them. A float32 is written with the fewest digits
     that give the same float32 again.
     """
-    had_nonfinite = array.dtype.kind == "f" and not bool(np.isfinite(array).all())
+    had_nonfinite = array.dtype.kind == "f" and not all_finite(array)
     # Exact, and not every orjson that the project allows writes float16.
     dtype = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
     if array.ndim == 0:

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
-from app.protocol.document import parse_json
+from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_v2_options
 from app.protocol.request import (
     InferRequest,
@@ -75,8 +75,7 @@ def decode_infer(
     binary_default = _read_flag(parameters.get("binary_data_output"), "parameters.binary_data_output", False)
     request_id = read_id(document)
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default)
-    may_hold_booleans = b"true" in text or b"false" in text
-    inputs = _read_inputs(document.get("inputs"), specs, tail, json_length is not None, may_hold_booleans)
+    inputs = _read_inputs(document.get("inputs"), specs, tail, json_length is not None, may_hold_booleans(text))
     return InferRequest(request_id, inputs, requested, common_rows(inputs, specs), options)
 
 
@@ -118,7 +117,7 @@ def _read_inputs(
     specs: Sequence[TensorSpec],
     tail: memoryview,
     has_tail: bool,
-    may_hold_booleans: bool,
+    booleans: bool,
 ) -> dict[str, NDArray[Any]]:
     if not isinstance(entries, list) or not entries:
         raise BadRequest(
@@ -136,7 +135,7 @@ def _read_inputs(
             data = entry.get("data")
             if data is None:
                 raise BadRequest(f"{spec.subject} must have data, or parameters.binary_data_size and bytes")
-            arrays[spec.name] = array_from_json(data, spec, _shape_of(entry, spec), may_hold_booleans=may_hold_booleans)
+            arrays[spec.name] = array_from_json(data, spec, _shape_of(entry, spec), may_hold_booleans=booleans)
             continue
         if size > len(tail) - used:
             raise BadRequest(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from app.protocol.datatypes import DATATYPES, bfloat16_bits, bfloat16_values, datatype_of
+from app.protocol.datatypes import DATATYPES, all_finite, bfloat16_bits, bfloat16_values, datatype_of
 
 SIZES = {
     "BOOL": 1,
@@ -82,3 +82,13 @@ def test_bfloat16_ties_go_to_even_and_the_largest_float32_to_infinity():
 def test_bfloat16_of_a_strided_array():
     values = np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2]
     np.testing.assert_array_equal(bfloat16_values(bfloat16_bits(values)), values)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
+def test_one_number_that_is_not_finite_is_seen_wherever_it_is(dtype):
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in range(6):
+            array = np.zeros(6, dtype)
+            assert all_finite(array.reshape(2, 3))
+            array[place] = bad
+            assert not all_finite(array.reshape(2, 3))

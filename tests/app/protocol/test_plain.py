@@ -2,8 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from app.errors import BadRequest
+from app.protocol.datatypes import DATATYPES
 from app.protocol.plain import decode_predict, encode_predict
 from app.protocol.request import InferRequest, Options, RequestedOutput
 from app.protocol.tensors import TensorSpec
@@ -103,3 +107,24 @@ def test_outputs_that_are_not_finite_are_listed():
     body = encode_predict("m", "3", request, {"mean": np.array([[1.5]]), "std": np.array([[np.nan]])}, {})
     assert json.loads(body)["outputs"] == {"mean": [[1.5]], "std": [[None]]}
     assert json.loads(body)["non_finite"] == ["std"]
+
+
+IN_JSON = [name for name, datatype in DATATYPES.items() if datatype.in_json]
+
+
+@given(st.lists(st.sampled_from(IN_JSON), min_size=1, max_size=4), st.integers(1, 3), st.data())
+def test_an_answer_read_as_a_request_gives_the_same_arrays(datatypes, rows, data):
+    arrays, specs = {}, []
+    for index, name in enumerate(datatypes):
+        dtype = DATATYPES[name].dtype
+        shape = (rows, *data.draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=3)))
+        finite = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else {}
+        arrays[f"t{index}"] = data.draw(hnp.arrays(dtype, shape, elements=hnp.from_dtype(dtype, **finite)))
+        specs.append(TensorSpec(f"t{index}", name, (-1, *shape[1:])))
+    request = InferRequest("r-1", {}, tuple(map(RequestedOutput, arrays)), rows)
+    answer = json.loads(encode_predict("m", "3", request, arrays, {}))
+    again = decode({"inputs": answer["outputs"], "id": answer["id"]}, specs)
+    assert (again.id, again.rows, list(again.inputs)) == ("r-1", rows, list(arrays))
+    for name, array in arrays.items():
+        assert (again.inputs[name].dtype, again.inputs[name].shape) == (array.dtype, array.shape)
+        assert again.inputs[name].tobytes() == array.tobytes()
