@@ -63,10 +63,13 @@ class Statistics:
 
     def call_done(self, key: Key, rows: int, seconds: float) -> None:
         """A call of so many rows was made on a version, and took so long."""
-        version = self._versions.setdefault(key, _Version())
+        version = self._of(key)
         version.rows += rows
         version.last = time.time_ns() // 10**6
-        version.calls.setdefault(rows, Duration()).add(seconds)
+        calls = version.calls.get(rows)
+        if calls is None:
+            calls = version.calls[rows] = Duration()
+        calls.add(seconds)
 
     def request_done(self, key: Key, seconds: float, parts: Parts | None) -> None:
         """A request for an inference was answered after so long.
@@ -74,13 +77,19 @@ class Statistics:
         Args:
             parts: what of it took how long; None if it got an error.
         """
-        version = self._versions.setdefault(key, _Version())
+        version = self._of(key)
         if parts is None:
             version.fail.add(seconds)
             return
         version.success.add(seconds)
         for duration, part in zip(version.parts.values(), parts, strict=True):
             duration.add(part)
+
+    def _of(self, key: Key) -> _Version:
+        version = self._versions.get(key)
+        if version is None:
+            version = self._versions[key] = _Version()
+        return version
 
     def keep(self, keys: Iterable[Key]) -> None:
         """Forget all other versions."""

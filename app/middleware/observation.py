@@ -52,6 +52,7 @@ class Observation:
         number, trace = _identity(scope)
         # Whatever is mounted below may change the scope's own.
         path, state = scope["path"], scope.setdefault("state", {})
+        state["received_at"] = begun
         quiet = path.startswith(_QUIET)
         span = None
         if self.tracing is not None and not quiet:
