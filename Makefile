@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # Which build of PyTorch: empty takes what pip finds (on Linux the large CUDA build); cpu, cu126, ... or auto ask uv for
 # that one.
 TORCH ?=
+# How long the comparison of ways to run members may take.
+MINUTES ?= 180
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -39,8 +41,9 @@ types: $(VENV)/dev ## mypy, strict
 
 check: lint types test ## all that CI runs
 
-benchmark: $(VENV)/dev ## loop, vmap and this service on the same work
-	@$(BIN)/python -m benchmarks.library
+benchmark: $(VENV)/peers ## this library and this service beside others on the same work (hours; MINUTES=60 for less)
+	@$(BIN)/python -m benchmarks.speed --minutes $(MINUTES)
+	@$(BIN)/python -m benchmarks.speed.cost
 	@$(BIN)/python -m benchmarks.served
 
 picture: $(VENV)/dev models/digits/1 ## the figures and the picture of the README
@@ -66,4 +69,9 @@ $(VENV)/base: pyproject.toml | $(VENV)/torch
 $(VENV)/dev: pyproject.toml | $(VENV)/base
 	@echo "==> installing what the tests need"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/peers: pyproject.toml | $(VENV)/dev
+	@echo "==> installing what the benchmark compares with"
+	@$(PIP) -e '.[peers,hf]'
 	@touch $@

@@ -1,16 +1,25 @@
-"""What a figure was measured on, and how: without that it says nothing."""
+"""What a figure was measured on: without that it says nothing. And how fast that machine can be at all."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
+import dataclasses
+import functools
 import importlib.metadata
+import itertools
+import math
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+# Sizes of the buffers whose reading is timed: from what fits a core's own cache to what fits none.
+_SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
 
 
 def describe(packages: Sequence[str] = ()) -> str:
@@ -20,40 +29,115 @@ def describe(packages: Sequence[str] = ()) -> str:
     if cpuinfo.exists():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].split(":", 1)[1].strip() if lines else name
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", *packages)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = [f"{package} {found}" for package in ("torch", *packages) if (found := version(package))]
     return (
-        f"{name}, {cores} cores, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"{name}, {cores()} cores, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         + ", ".join(versions)
     )
 
 
-def timed(calls: dict[str, Callable[[], object]], seconds: float = 2.0, least: int = 5) -> dict[str, list[float]]:
-    """Time several calls in turn, so that a machine that slows down slows all of them.
+def version(package: str) -> str | None:
+    """Of an installed package; None if it is not."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that can still be allocated, as the system and the control group say; 2⁶² where neither does."""
+    limits = [2**62]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The machine's ceilings, each the best of several ways and runs.
 
     Args:
-        calls: by name; each is run once before it counts.
-        seconds: about how long to go on for each call.
-        least: rounds at least.
-
-    Returns:
-        Seconds of each run.
+        bandwidth: bytes/s of reading a buffer again and again, by the buffer's bytes: small ones come from a cache.
+        float32: flop/s of a matrix product.
+        bfloat16: the same in bfloat16.
     """
-    for call in calls.values():
+
+    bandwidth: dict[int, float]
+    float32: float
+    bfloat16: float
+
+    @property
+    def streaming(self) -> float:
+        """Bytes/s from memory, which no cache holds."""
+        return self.bandwidth[max(self.bandwidth)]
+
+    def reading(self, nbytes: float) -> float:
+        """Bytes/s of reading a working set of so many bytes: of the measured size next below, whose share of the
+        caches is no smaller, so that what follows from it is a lower bound of time."""
+        sizes = sorted(self.bandwidth)
+        return self.bandwidth[sizes[max(0, bisect.bisect_right(sizes, nbytes) - 1)]]
+
+    def seconds(self, nbytes: float, flops: float) -> float:
+        """The least time for reading so many bytes once and for so many flops in float32."""
+        return max(nbytes / self.reading(nbytes), flops / self.float32)
+
+    def best(self, other: Limits) -> Limits:
+        """The higher of both."""
+        bandwidth = {size: max(speed, other.bandwidth[size]) for size, speed in self.bandwidth.items()}
+        # What a larger buffer reaches, a smaller one can.
+        for small, large in reversed(list(itertools.pairwise(sorted(bandwidth)))):
+            bandwidth[small] = max(bandwidth[small], bandwidth[large])
+        return Limits(bandwidth, max(self.float32, other.float32), max(self.bfloat16, other.bfloat16))
+
+
+def limits(seconds: float = 8.0) -> Limits:
+    """Measure them, with the threads that PyTorch uses."""
+    share = seconds / (len(_SIZES) + 4)
+    largest = min(max(_SIZES), 2 ** int(math.log2(max(2**20, free_memory() // 4))))
+    buffer = torch.ones(largest // 4)
+    bandwidth = {size: size / min(_reading(buffer[: size // 4], share)) for size in _SIZES if size <= largest}
+    peak = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for size in (1024, 2048):
+            a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+            found.append(2 * size**3 / _fastest(functools.partial(torch.mm, a, b), share))
+        peak[dtype] = max(found)
+    measured = Limits(bandwidth, peak[torch.float32], peak[torch.bfloat16])
+    return measured.best(measured)
+
+
+def _reading(buffer: Tensor, seconds: float) -> list[float]:
+    """Several kernels that read a buffer once: which of them is fastest depends on its size."""
+    columns = 512
+    matrix = buffer.view(-1, columns)
+    # As members' weights are read at a batch of one: one product with a vector for each.
+    members = buffer.view(-1, min(512, len(matrix)), columns)
+    vector = torch.ones(columns)
+    each = vector.expand(len(members), columns).unsqueeze(2)
+    calls: list[Callable[[], object]] = [
+        lambda: torch.sum(buffer),
+        lambda: torch.mv(matrix, vector),
+        lambda: torch.bmm(members, each),
+        lambda: torch.dot(buffer, buffer),
+    ]
+    return [_fastest(call, seconds / len(calls)) for call in calls]
+
+
+def _fastest(call: Callable[[], object], seconds: float) -> float:
+    call()
+    best, begun, runs = math.inf, time.perf_counter(), 0
+    while runs < 3 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
         call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    begun = time.perf_counter()
-    while len(next(iter(found.values()))) < least or time.perf_counter() - begun < seconds * len(calls):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            found[name].append(time.perf_counter() - start)
-        if len(next(iter(found.values()))) >= 200:
-            break
-    return found
-
-
-def spread(times: Sequence[float]) -> str:
-    """Median and range in milliseconds."""
-    low, middle, high = min(times), statistics.median(times), max(times)
-    return f"{1000 * middle:.3g} ({1000 * low:.3g}–{1000 * high:.3g})"
+        best = min(best, time.perf_counter() - start)
+        runs += 1
+    return best

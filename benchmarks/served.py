@@ -76,7 +76,7 @@ def ask(url: str, name: str, body: Path, expected: np.ndarray, clients: int, sec
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["dense", "low_rank"])
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--seconds", type=float, default=8.0, help="of load for each row of the table (default: 8)")
     args = parser.parse_args()
