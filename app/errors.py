@@ -6,10 +6,11 @@ a fault raises the class that names it, and one handler turns any `ServiceError`
 be right, and never holds a path, a stack trace or the text of another exception.
 
     ServiceError
-      BadRequest 400            Forbidden 403
+      BadRequest 400            Unauthorized 401          Forbidden 403
       NotFound 404              MethodNotAllowed 405
       RequestTimeout 408        PayloadTooLarge 413       UnsupportedMediaType 415
-      TooManyRequests 429       InternalError 500         Unavailable 503
+      TooManyRequests 429       ClientGone 499            InternalError 500
+      Unavailable 503           DeadlineExceeded 504
 """
 
 # ruff: noqa: N818 - a name says what went wrong, in HTTP's own words; the base class says that it is an error.
@@ -20,6 +21,8 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
+    "ClientGone",
+    "DeadlineExceeded",
     "Forbidden",
     "InternalError",
     "MethodNotAllowed",
@@ -28,6 +31,7 @@ __all__ = [
     "RequestTimeout",
     "ServiceError",
     "TooManyRequests",
+    "Unauthorized",
     "Unavailable",
     "UnsupportedMediaType",
 ]
@@ -57,6 +61,16 @@ class BadRequest(ServiceError):
 
     status = 400
     code = "bad_request"
+
+
+class Unauthorized(ServiceError):
+    """There is no key, or one that opens nothing."""
+
+    status = 401
+    code = "unauthorized"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": 'Bearer realm="ensembled"'})
 
 
 class Forbidden(ServiceError):
@@ -117,6 +131,13 @@ class TooManyRequests(ServiceError):
         super().__init__(message, headers={"Retry-After": str(seconds)})
 
 
+class ClientGone(ServiceError):
+    """Nobody waits for the answer any more. The status, which no client sees, is the one that proxies log."""
+
+    status = 499
+    code = "client_gone"
+
+
 class InternalError(ServiceError):
     """A fault of the service. Its text is fixed: the log, not the client, is told what happened."""
 
@@ -133,3 +154,10 @@ class Unavailable(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class DeadlineExceeded(ServiceError):
+    """The time that the request gave, or that the service gives, passed before there was an answer."""
+
+    status = 504
+    code = "deadline_exceeded"

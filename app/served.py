@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import ensemble
+from app.batching import Arrays, Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest, Unavailable
 from app.protocol import TensorSpec
 
-Arrays = Mapping[str, NDArray[Any]]
 # Called with what is being done, and how much of it is done (0..1).
 Progress = Callable[[str, float], None]
 
@@ -50,14 +50,16 @@ class OutputSpec:
     default: bool
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Served:
     """A model that is loaded, checked and warm. Everything but its description belongs to the engine's thread.
+
+    Nothing of it changes but ``max_batch``.
 
     Attributes:
         name, version: under which it is asked for.
         ensemble: what answers.
-        max_batch: rows in one call; more are answered in slices.
+        max_batch: rows in one call; the batcher lowers it when memory runs out.
         inputs: what it takes.
         outputs: what may be asked of it, by name.
         error: largest relative difference from the loop over members, found when it was loaded.
@@ -87,7 +89,7 @@ class Served:
         return {"members": len(self.ensemble), "seed": self.ensemble.origin.seed}
 
     def infer(self, inputs: Arrays, outputs: Collection[str]) -> dict[str, NDArray[Any]]:
-        """Answer a batch. Runs on the engine's thread.
+        """Answer a batch of any size, all members. Runs on the engine's thread.
 
         Args:
             inputs: an array for each input, of its datatype, all with the same number of rows.
@@ -95,25 +97,38 @@ class Served:
 
         Raises:
             BadRequest: the model cannot be evaluated on these values.
-            Unavailable: there is not enough memory for these rows.
+            Unavailable: there is not enough memory for so many rows at once.
         """
         rows = next(iter(inputs.values())).shape[0]
-        wanted = list(outputs)
-        if rows <= self.max_batch:
-            return self._infer(inputs, wanted)
-        pieces = [
-            self._infer({name: array[start : start + self.max_batch] for name, array in inputs.items()}, wanted)
-            for start in range(0, rows, self.max_batch)
-        ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in wanted}
-
-    def _infer(self, inputs: Arrays, outputs: list[str]) -> dict[str, NDArray[Any]]:
-        tensors = {spec.name: to_tensor(inputs[spec.name]) for spec in self.inputs}
+        pieces = []
         try:
-            found = self.ensemble.predict(tensors, statistics=outputs).flat()
+            for start in range(0, rows, self.max_batch):
+                some = {name: array[start : start + self.max_batch] for name, array in inputs.items()}
+                pieces.append(self.compute(Call(self, some, outputs, min(self.max_batch, rows - start))).arrays)
+        except OutOfMemory as error:
+            raise Unavailable("there is not enough memory for this many rows at once; send fewer") from error
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
+
+    def compute(self, call: Call) -> Outcome:
+        """Make one call. Runs on the engine's thread.
+
+        Raises:
+            BadRequest: the model cannot be evaluated on these values.
+            OutOfMemory: there is not enough memory for so many rows at once.
+        """
+        tensors = {spec.name: to_tensor(call.inputs[spec.name]) for spec in self.inputs}
+        try:
+            found = self.ensemble.predict(
+                tensors, statistics=list(call.outputs), members=call.members, tolerance=call.tolerance
+            )
+            flat = found.flat()
+            arrays = {name: flat[name].cpu().numpy() for name in call.outputs}
         except Exception as error:
             if _is_out_of_memory(error):
-                raise Unavailable("there is not enough memory for this many rows at once; send fewer") from error
+                if self.ensemble.device.type == "cuda":
+                    # What earlier calls left behind may be in pieces that are too small.
+                    torch.cuda.empty_cache()
+                raise OutOfMemory(f"not enough memory for {call.rows} rows") from error
             if not self._example_works():
                 raise
             # Shapes and datatypes were checked before, so it is the values.
@@ -121,7 +136,8 @@ class Served:
                 "the model cannot be evaluated on these values, although it can on its example; an index beyond the "
                 "model's table is a usual reason"
             ) from error
-        return {name: found[name].cpu().numpy() for name in outputs}
+        members = call.members if found.counts is None else found.counts.numpy()
+        return Outcome(arrays, members, non_finite_rows(arrays))
 
     def _example_works(self) -> bool:
         try:

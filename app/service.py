@@ -7,19 +7,22 @@ the engine, the protocol encodes. Nothing else touches a model.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Collection
+import math
+import time
+from collections.abc import Sequence
 
 import torch
 
 from app.acceleration import Accelerator
-from app.batching import Answer, Batcher
+from app.batching import Answer, Batcher, Call, Outcome
 from app.engine import Engine, pick_device
-from app.errors import BadRequest, TooManyRequests
+from app.errors import BadRequest, Unavailable
 from app.metrics import Metrics
 from app.protocol import InferRequest
 from app.repository import Repository
-from app.served import Arrays, Served
+from app.served import Served
 from app.settings import Settings
 from app.states import build, device_memory, model_states
 from app.upkeep import Upkeep
@@ -58,7 +61,11 @@ class Service:
             versions=settings.versions,
         )
         self.batcher = Batcher(
-            self._run, max_rows=settings.max_batch, max_queued_rows=settings.max_queue, observer=self.metrics
+            functools.partial(self.engine.run, bound=settings.engine_timeout),
+            _compute,
+            max_queued_rows=settings.max_queue,
+            observer=self.metrics,
+            max_delay=settings.max_delay,
         )
         self.accelerator = Accelerator(self.engine)
         self._upkeep = Upkeep(self.repository, self.accelerator if settings.compile else None, settings.poll)
@@ -85,22 +92,57 @@ class Service:
         self.engine.close()
         log.info("stopped")
 
-    async def answer(self, model: Served, request: InferRequest) -> Answer:
-        """What a request asked for.
+    @property
+    def alive(self) -> bool:
+        """Whether calls end in time: false while one takes longer than the setting ``engine_timeout``."""
+        return not self.engine.overdue
+
+    async def answer(self, model: Served, request: InferRequest, *, arrived: float | None = None) -> Answer:
+        """What a request asked for. Who cancels the wait takes the request back.
+
+        Args:
+            model: what is asked.
+            request: with as many members at most as the model has.
+            arrived: when it was received, by ``time.perf_counter``, from which its deadline counts; now by default.
 
         Raises:
-            BadRequest: more rows than the service ever takes at once.
+            BadRequest: it asks for what this model, or the service, never gives.
             TooManyRequests, Unavailable: it cannot be taken now.
+            DeadlineExceeded: its time passed before it was answered.
         """
         if request.rows > self.settings.max_queue:
             raise BadRequest(f"a request may have {self.settings.max_queue} rows at most, however: {request.rows}")
-        try:
-            return await self.batcher.submit(
-                model, request.inputs, tuple(o.name for o in request.outputs), request.rows
-            )
-        except TooManyRequests:
-            self.metrics.refused(model, "queue_full")
-            raise
+        if not self.alive:
+            raise Unavailable("the engine does not answer; ask another instance")
+        options, count = request.options, len(model.ensemble)
+        outputs = tuple(output.name for output in request.outputs)
+        if options.members is not None and not 1 <= options.members <= count:
+            raise BadRequest(f"members must be between 1 and {count}, however: {options.members}")
+        if options.tolerance is not None:
+            _check_tolerance(model, outputs, options.tolerance)
+        timeout = self.settings.default_timeout if options.timeout is None else options.timeout
+        received = time.perf_counter() if arrived is None else arrived
+        return await self.batcher.submit(
+            model,
+            request.inputs,
+            outputs,
+            request.rows,
+            # Who asks for all of them shares calls with those who do not say.
+            members=None if options.members == count else options.members,
+            tolerance=options.tolerance,
+            priority=options.priority,
+            deadline=math.inf if timeout is None else received + timeout,
+        )
 
-    async def _run(self, model: Served, inputs: Arrays, outputs: Collection[str]) -> Arrays:
-        return await self.engine.run(model.infer, inputs, outputs)
+
+def _compute(call: Call) -> Outcome:
+    model: Served = call.target
+    return model.compute(call)
+
+
+def _check_tolerance(model: Served, outputs: Sequence[str], tolerance: float) -> None:
+    if not 0 < tolerance < math.inf:
+        raise BadRequest(f"tolerance must be a number above 0, however: {tolerance}")
+    # Every member's output of a row that needs few would be shorter than that of one that needs many.
+    if ragged := next((name for name in outputs if -1 in model.outputs[name].shape[1:]), None):
+        raise BadRequest(f"output {ragged!r} cannot be asked for with a tolerance; ask for it with members")

@@ -62,6 +62,21 @@ class Settings(BaseModel):
     )
     max_batch: int = Field(64, ge=1, le=65536, description="rows that waiting requests are merged to in one call")
     max_queue: int = Field(4096, ge=1, description="rows that may wait; beyond it requests are answered 429")
+    max_delay: float = Field(
+        0,
+        ge=0,
+        le=10,
+        description="seconds that requests which do not fill a call wait for others, though the engine is idle",
+    )
+    default_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="seconds after which a request that names no deadline is answered 504; none by default",
+    )
+    engine_timeout: float = Field(
+        120, gt=0, le=86400, description="seconds for one call; while it takes longer the service is not alive"
+    )
     max_body: int = Field(16 * 2**20, ge=1024, description="bytes of a request's body; beyond it 413")
     max_inflated_body: int = Field(
         64 * 2**20, ge=1024, description="bytes that a compressed body may become; beyond it 413"
@@ -77,7 +92,7 @@ class Settings(BaseModel):
     )
     log_format: Literal["json", "text"] = Field("text", description="text for people, or json: one object a line")
 
-    @field_validator("threads", "dtype", "default_model", mode="before")
+    @field_validator("threads", "dtype", "default_model", "default_timeout", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value

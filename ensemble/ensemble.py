@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensemble.adaptive import evaluate_until, first
 from ensemble.errors import InputError, ModelError
 from ensemble.evaluate import loop
 from ensemble.members import Members
@@ -123,6 +124,7 @@ class Ensemble:
         *args: Any,
         statistics: Sequence[str] | None = None,
         members: int | None = None,
+        tolerance: float | None = None,
         chunk: int | None = None,
         **kwargs: Any,
     ) -> Prediction:
@@ -133,27 +135,47 @@ class Ensemble:
             statistics: names from :meth:`available_statistics`; the task's default ones by default. Of a model with
                 several outputs "mean" asks for every output's mean, "policy.mean" for one.
             members: use only the first so many members.
+            tolerance: use only as many members as it takes until the Monte-Carlo standard error of the mean is at most
+                this, in the unit of the target. Each row is judged by itself, by the largest error of its elements in
+                all of the model's outputs; how many it took is in ``prediction.counts``.
             chunk: as for a call.
 
         Raises:
-            InputError: inputs that do not fit the signature, or a number of members that the ensemble does not have.
-            StatisticError: an unknown statistic.
+            InputError: inputs that do not fit the signature, a number of members that the ensemble does not have, or a
+                tolerance that is not above 0.
+            StatisticError: an unknown statistic, or with a tolerance one that keeps every member's output.
         """
         wanted = self._outputs.resolve(statistics)
         whole = isinstance(members, int) and not isinstance(members, bool)
         if members is not None and not (whole and 1 <= members <= len(self)):
             raise InputError(f"members must be between 1 and {len(self)}, however: {members}.")
+        if tolerance is not None and not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
+            raise InputError(f"tolerance must be a number above 0, however: {tolerance!r}.")
         inputs = self.program.bind(args, kwargs, self.device)
+        several = len(self._outputs.heads) > 1
+        if tolerance is not None:
+            found, counts = evaluate_until(
+                self._runner,
+                inputs,
+                self.task,
+                self._outputs.heads,
+                wanted,
+                tolerance=tolerance,
+                total=members or len(self),
+                noise_variance=self.noise_variance,
+                chunk=chunk,
+            )
+            return Prediction(found, int(counts.max()), several, counts)
         running = {
             head.name: Moments({need for s in asked for need in s.needs}, self.noise_variance) for head, asked in wanted
         }
-        for outputs in self._runner(inputs, count=members, chunk=chunk):
+        for outputs in first(self._runner, inputs, members or len(self), chunk):
             for head, _ in wanted:
                 running[head.name].update(sample(self.task, head, outputs))
         results = {
             head.name: {s.name: s.finish(running[head.name]).to(s.dtype) for s in asked} for head, asked in wanted
         }
-        return Prediction(results, members or len(self), several=len(self._outputs.heads) > 1)
+        return Prediction(results, members or len(self), several)
 
     def available_statistics(self) -> dict[str, Statistic]:
         """Every statistic that can be asked for, by the name that it has among all outputs."""

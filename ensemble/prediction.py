@@ -16,7 +16,8 @@ class Prediction:
 
     Args:
         heads: statistics by name, for each of the model's outputs; a tensor is (batch, ...).
-        count: how many members they are computed from.
+        count: how many members they are computed from; with a tolerance, for the row that needed most.
+        counts: with a tolerance, how many members each row is computed from, (batch,); None without.
         several: whether the model has several outputs, though only one of them may have been asked about.
 
     Example:
@@ -29,6 +30,7 @@ class Prediction:
     heads: Mapping[str, Mapping[str, Tensor]]
     count: int
     several: bool = False
+    counts: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "several", self.several or len(self.heads) > 1)
@@ -50,7 +52,7 @@ class Prediction:
 
     def __getitem__(self, name: str) -> Tensor | Prediction:
         if self.several and name in self.heads:
-            return Prediction({name: self.heads[name]}, self.count)
+            return Prediction({name: self.heads[name]}, self.count, counts=self.counts)
         return self._statistic(name)
 
     def __getattr__(self, name: str) -> Tensor:

@@ -73,6 +73,26 @@ class Moments:
     def _add(self, name: str, part: Tensor) -> None:
         self._sums[name] = self._sums[name] + part if name in self._sums else part
 
+    def rows(self, index: Tensor) -> Moments:
+        """The same sums for some rows of the batch.
+
+        Args:
+            index: which, (some,) int64, on the device of the sums.
+        """
+        some = Moments(self.needs, self.noise_variance)
+        some.count = self.count
+        if "mean" in self.needs or "deviation" in self.needs:
+            some.mean, some._deviation = self.mean[index], self._deviation[index]
+        some._sums = {name: total[index] for name, total in self._sums.items()}
+        some._kept = {name: [t[:, index] for t in kept] for name, kept in self._kept.items()}
+        return some
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of the mean: for each row the largest over its elements, (batch,)."""
+        variance = self.epistemic_variance / self.count
+        return variance.reshape(len(variance), -1).amax(1).sqrt()
+
     @property
     def epistemic_variance(self) -> Tensor:
         return self._deviation / self.count

@@ -1,195 +1,426 @@
-"""A greedy batcher.
+"""Merges waiting requests into calls, and sees to it that each gets exactly one answer.
 
-Requests that can share a call (same model, same version, same shape of a row) wait in one bucket. While a call runs,
-requests gather; when it ends, the bucket whose first request has waited longest is emptied up to the largest batch and
-run. So an idle engine answers at once, and a busy one answers as many as it can.
+Requests that can share a call wait in one bucket: those of the same served model, with inputs of the same dtype and
+shape of a row, that ask for the same number of members and the same tolerance (a call evaluates one number of members
+for all its rows, or stops by one tolerance). Which outputs they ask for makes no difference. Rows are counted, not
+requests.
 
-One request's fault is its own: a call that fails is repeated in halves until the request at fault stands alone.
+An idle engine is given a request at once. While a call runs, the next one is put together (:mod:`app.batching.turn`)
+from the bucket whose first request stands first in line (:mod:`app.batching.line`), and others join it until the
+engine takes it. A request with more rows than a call takes goes in pieces, each of which stands in line anew.
+
+One request's fault is its own: a call that fails is repeated in halves until the request at fault stands alone. Where
+memory runs out, the target's calls are smaller from then on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import math
 import time
+import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from app.batching.contract import Answer, Arrays, Call, Observer, Outcome, OutOfMemory, Reason, Target
+from app.batching.job import Job, Pace, Piece, packed
+from app.batching.line import Line
+from app.batching.turn import Turn
+from app.errors import DeadlineExceeded, TooManyRequests, Unavailable
 
-from app.errors import TooManyRequests, Unavailable
+log = logging.getLogger("app.batching")
 
-Arrays = Mapping[str, NDArray[Any]]
-# Runs one call: what is asked, its inputs, and the names of the outputs.
-Run = Callable[[Any, Arrays, Collection[str]], Awaitable[Arrays]]
+# One that runs, and one that is put together meanwhile.
+_TURNS = 2
+# Seconds for a call that runs, when everybody who waited for it has gone.
+_LAST_CALL = 5.0
+_ENDING = "the service is shutting down; ask another instance"
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request gets.
-
-    Attributes:
-        arrays: an array for each output that it asked for, its own rows.
-        members: how many members were evaluated; None for all.
-        queued, computed: seconds that it waited, and that its call took.
-    """
-
-    arrays: Arrays
-    members: int | None
-    queued: float
-    computed: float
-
-
-class Observer(Protocol):
-    """What the batcher tells of each call."""
-
-    def batch_done(self, target: Any, rows: int, queued: Sequence[float], compute: float) -> None:
-        """A call of ``rows`` rows took ``compute`` seconds; its requests had waited ``queued`` seconds."""
-
-    def queue_changed(self, rows: int) -> None:
-        """So many rows wait now."""
-
-
-@dataclass(eq=False)
-class _Job:
-    target: Any
-    inputs: Arrays
-    outputs: Collection[str]
-    rows: int
-    answer: asyncio.Future[Answer]
-    queued_at: float = field(default_factory=time.perf_counter)
+# Runs a function on the engine's thread, after those that it was given before.
+Execute = Callable[..., Awaitable[Any]]
 
 
 class Batcher:
-    """Merges waiting requests into calls, one call at a time.
+    """See the module. All methods are for the event loop's thread.
 
     Args:
-        run: makes one call; what it raises reaches the requests of that call.
-        max_rows: rows in one call; a request with more is a call of its own.
+        execute: runs a function with its arguments on the engine's thread, one after the other.
+        make: makes one call, there. What it raises reaches the requests at fault; :class:`OutOfMemory` makes calls
+            smaller.
         max_queued_rows: rows that may wait; beyond it :meth:`submit` refuses.
-        observer: told of each call.
+        observer: told of calls, of the queue and of requests that get no answer.
+        max_delay: seconds that requests which do not fill a call wait for others, though the engine is idle.
     """
 
-    def __init__(self, run: Run, *, max_rows: int, max_queued_rows: int, observer: Observer) -> None:
-        self._run = run
-        self._max_rows = max_rows
+    def __init__(
+        self,
+        execute: Execute,
+        make: Callable[[Call], Outcome],
+        *,
+        max_queued_rows: int,
+        observer: Observer,
+        max_delay: float = 0.0,
+    ) -> None:
+        self._execute = execute
+        self._make = make
         self._max_queued_rows = max_queued_rows
         self._observer = observer
-        # In the order in which each bucket's first request came.
-        self._buckets: dict[Hashable, deque[_Job]] = {}
-        self._queued_rows = 0
-        # Smoothed seconds for a row, so that a refused client can be told when to come back.
-        self._seconds_per_row = 0.0
-        self._work = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._max_delay = max_delay
+        self._line = Line()
+        # Calls to be made before any other: what is left of those that failed.
+        self._again: deque[list[Piece]] = deque()
+        self._turns: list[Turn] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._paces: weakref.WeakKeyDictionary[Target, Pace] = weakref.WeakKeyDictionary()
+        self._rows = self._requests = 0
+        self._unanswered = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pumping = False
+        self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
+        self._settled = asyncio.Event()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait."""
+        self._note_taken()
+        return self._rows
 
     def start(self) -> None:
-        """Begin to run calls."""
-        self._task = asyncio.create_task(self._serve(), name="batcher")
+        """Begin to make calls."""
+        self._loop = asyncio.get_running_loop()
+        self._wake()
 
     async def close(self) -> None:
         """Refuse what is new, finish what was accepted, and end."""
         self._closed = True
-        self._work.set()
-        if self._task is not None:
-            await self._task
+        if self._loop is None:
+            self._fail_all()
+        self._wake()
+        while self._unanswered:
+            self._settled.clear()
+            await self._settled.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_CALL)
 
-    async def submit(self, target: Any, inputs: Arrays, outputs: Collection[str], rows: int) -> Answer:
-        """Wait for the answer to a request.
+    async def submit(
+        self,
+        target: Target,
+        inputs: Arrays,
+        outputs: Collection[str],
+        rows: int,
+        *,
+        members: int | None = None,
+        tolerance: float | None = None,
+        priority: int = 0,
+        deadline: float = math.inf,
+    ) -> Answer:
+        """Wait for the answer to a request. Who cancels the wait takes the request back.
 
         Args:
-            target: what the call is made on; requests share calls only if it is the same object.
-            inputs: arrays by name, each with ``rows`` rows.
+            target: what the call is made on.
+            inputs: arrays by name, each with ``rows`` rows; not to be changed until the answer is there.
             outputs: names of what to answer.
+            rows: how many, at least one.
+            members, tolerance: as in :class:`Call`.
+            priority: greater is more urgent: each step counts as having come a second earlier.
+            deadline: when the answer is of no use any more, by ``time.perf_counter``.
 
         Raises:
             TooManyRequests: too many rows wait.
-            Unavailable: the service is shutting down.
+            Unavailable: the service is shutting down, or memory does not suffice.
+            DeadlineExceeded: its deadline came first.
             Exception: what the call raised.
         """
-        if self._closed:
-            raise Unavailable("the service is shutting down; ask another instance")
-        # A request alone in the queue is taken whatever its size, or a large one could never be answered.
-        if self._queued_rows and self._queued_rows + rows > self._max_queued_rows:
-            raise TooManyRequests(
-                f"{self._queued_rows} rows are waiting and the limit is {self._max_queued_rows}; try again later",
-                retry_after=self._queued_rows * self._seconds_per_row,
-            )
-        job = _Job(target, inputs, outputs, rows, asyncio.get_running_loop().create_future())
-        shapes = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(inputs.items()))
-        self._buckets.setdefault((id(target), shapes), deque()).append(job)
-        self._count(rows)
-        self._work.set()
-        return await job.answer
-
-    def _count(self, rows: int) -> None:
-        self._queued_rows += rows
-        self._observer.queue_changed(self._queued_rows)
-
-    async def _serve(self) -> None:
-        while True:
-            if not self._buckets:
-                if self._closed:
-                    return
-                self._work.clear()
-                await self._work.wait()
-                continue
-            # Requests whose bytes have arrived, but were not decoded yet, may still join.
-            await asyncio.sleep(0)
-            await self._answer(self._next())
-
-    def _next(self) -> list[_Job]:
-        key = min(self._buckets, key=lambda key: self._buckets[key][0].queued_at)
-        waiting = self._buckets[key]
-        jobs = [waiting.popleft()]
-        rows = jobs[0].rows
-        while waiting and rows + waiting[0].rows <= self._max_rows:
-            rows += waiting[0].rows
-            jobs.append(waiting.popleft())
-        if not waiting:
-            del self._buckets[key]
-        self._count(-rows)
-        return jobs
-
-    async def _answer(self, jobs: list[_Job]) -> None:
-        # A client that has gone away is not computed for.
-        jobs = [job for job in jobs if not job.answer.done()]
-        if not jobs:
-            return
-        begun = time.perf_counter()
-        rows = sum(job.rows for job in jobs)
+        job = self._admit(target, inputs, outputs, rows, members, tolerance, priority, deadline)
         try:
-            outputs = {name for job in jobs for name in job.outputs}
-            answer = await self._run(jobs[0].target, _joined(jobs), outputs)
-            parts = _split(jobs, answer)
-        except Exception as error:
-            if len(jobs) > 1:
-                await self._answer(jobs[: len(jobs) // 2])
-                await self._answer(jobs[len(jobs) // 2 :])
-            elif not jobs[0].answer.done():
-                jobs[0].answer.set_exception(error)
+            return await job.answer
+        except asyncio.CancelledError:
+            self._leave(job, "gone")
+            raise
+        finally:
+            if job.timer is not None:
+                job.timer.cancel()
+            self._unanswered -= 1
+            if not self._unanswered:
+                self._settled.set()
+
+    def _admit(
+        self,
+        target: Target,
+        inputs: Arrays,
+        outputs: Collection[str],
+        rows: int,
+        members: int | None,
+        tolerance: float | None,
+        priority: int,
+        deadline: float,
+    ) -> Job:
+        now = time.perf_counter()
+        if self._closed:
+            self._tell_refused(target, "draining")
+            raise Unavailable(_ENDING)
+        if deadline <= now:
+            self._tell_refused(target, "deadline")
+            raise _too_late()
+        self._note_taken()
+        # A request alone in the queue is taken whatever its size, or a large one could never be answered.
+        if self._rows and self._rows + rows > self._max_queued_rows:
+            self._tell_refused(target, "queue_full")
+            raise TooManyRequests(
+                f"{self._rows} rows are waiting and the limit is {self._max_queued_rows}; try again later",
+                retry_after=self._backlog(now),
+            )
+        shapes = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(inputs.items()))
+        pace = self._paces.get(target)
+        if pace is None:
+            pace = self._paces[target] = Pace()
+        loop = asyncio.get_running_loop()
+        job = Job(
+            (id(target), shapes, members, tolerance),
+            target,
+            inputs,
+            outputs,
+            rows,
+            members,
+            tolerance,
+            pace,
+            loop.create_future(),
+            priority,
+            deadline,
+            now,
+        )
+        if deadline < math.inf:
+            job.timer = loop.call_later(deadline - now, self._leave, job, "deadline")
+        self._unanswered += 1
+        self._count(job, rows)
+        self._place(job)
+        return job
+
+    def _place(self, job: Job) -> None:
+        if job.key not in self._line:
+            for turn in self._turns:
+                # Whether it was taken in between is known only once it is tried.
+                if turn.key == job.key and turn.has_room(job.rows) and self._join(turn, job):
+                    return
+        self._line.add(job)
+        last = self._turns[-1] if self._turns else None
+        if last is not None and last.gives_way_to(job) and last.withdraw():
+            # It is more urgent than what would be next, which stands in line again.
+            self._turns.remove(last)
+            self._line.restore(last.pieces)
+        if len(self._turns) < _TURNS:
+            self._wake()
+
+    def _join(self, turn: Turn, job: Job) -> bool:
+        rank, piece = job.rank, job.take(job.rows, job.queued_at)
+        if turn.join(piece):
+            return True
+        job.handed, job.rank = 0, rank
+        return False
+
+    def _wake(self) -> None:
+        # Requests whose bytes have arrived, but were not decoded yet, may still join.
+        if not self._pumping and self._loop is not None:
+            self._pumping = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Give the engine as many calls as it may have."""
+        self._pumping = False
+        assert self._loop is not None
+        self._note_taken()
+        while len(self._turns) < _TURNS:
+            turn = self._next()
+            if turn is None:
+                return
+            self._turns.append(turn)
+            task = self._loop.create_task(self._see_through(turn), name="call")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _next(self) -> Turn | None:
+        while self._again:
+            pieces = [piece for piece in self._again.popleft() if not piece.job.gone]
+            if pieces:
+                return Turn(pieces, sum(piece.rows for piece in pieces), again=True)
+        if not self._line:
+            return None
+        delay = 0.0 if self._closed else self._max_delay
+        now = time.perf_counter()
+        pieces = self._line.take(now, delay)
+        if pieces:
+            return Turn(pieces, pieces[0].job.target.max_batch)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        assert self._loop is not None
+        # Timers may be early by their resolution.
+        self._alarm = self._loop.call_later(max(0.001, self._line.due(delay) - now), self._wake)
+        return None
+
+    async def _see_through(self, turn: Turn) -> None:
+        outcome: Outcome | None = None
+        error: Exception | None = None
+        try:
+            outcome = await self._execute(turn.compute, self._make)
+        except asyncio.CancelledError as cancelled:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                # The event loop ends.
+                self._closed = True
+                self._abandon(turn, cancelled)
+                raise
+            error = Unavailable(_ENDING)
+        except Exception as problem:
+            error = problem
+        # One that was withdrawn is not among them any more, and its rows are in another.
+        if turn in self._turns:
+            self._turns.remove(turn)
+            try:
+                self._settle(turn, outcome, error)
+            except Exception as problem:
+                log.exception("a call cannot be given to its requests")
+                self._abandon(turn, problem)
+        self._wake()
+
+    def _abandon(self, turn: Turn, reason: BaseException) -> None:
+        """Nothing can be computed for these rows, nor for a half of them."""
+        with contextlib.suppress(ValueError):
+            self._turns.remove(turn)
+        for piece in turn.pieces:
+            refusal = Unavailable("the service cannot answer any more; ask another instance")
+            refusal.__cause__ = reason
+            self._give_up(piece.job, refusal)
+
+    def _settle(self, turn: Turn, outcome: Outcome | None, error: Exception | None) -> None:
+        unbegun = turn.withdraw()
+        self._note(turn)
+        if unbegun and error is not None:
+            log.error("the engine takes no calls: %s", error)
+            self._abandon(turn, error)
             return
-        compute = time.perf_counter() - begun
-        self._seconds_per_row += 0.2 * (compute / rows - self._seconds_per_row)
-        for job, part in zip(jobs, parts, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(Answer(part, None, begun - job.queued_at, compute))
-        self._observer.batch_done(jobs[0].target, rows, [begun - job.queued_at for job in jobs], compute)
+        if error is not None:
+            self._repeat(turn.live or turn.pieces, error)
+        elif outcome is not None:
+            self._give(turn, outcome)
+        for piece in turn.pieces:
+            job = piece.job
+            if not job.answer.done() and job.deadline <= turn.begun:
+                self._leave(job, "deadline")
+
+    def _give(self, turn: Turn, outcome: Outcome) -> None:
+        computed = turn.ended - turn.begun
+        rows = 0
+        waits: list[float] = []
+        for piece in turn.live:
+            waits.append(turn.begun - piece.job.queued_at)
+            try:
+                piece.job.give(piece, piece.part(outcome, rows, waits[-1], computed))
+            except Exception as problem:
+                log.exception("a request's rows cannot be given to it")
+                piece.job.fail(problem)
+            rows += piece.rows
+        turn.live[0].job.pace.measured(rows, computed)
+        members = outcome.members
+        most = members if members is None or isinstance(members, int) else int(members.max())
+        self._tell(self._observer.batch_done, turn.live[0].job.target, rows, waits, computed, most)
+
+    def _repeat(self, pieces: list[Piece], error: Exception) -> None:
+        """What becomes of the rows of a call that failed."""
+        rows = sum(piece.rows for piece in pieces)
+        if isinstance(error, OutOfMemory) and rows > 1:
+            target = pieces[0].job.target
+            target.max_batch = min(target.max_batch, max(1, rows // 2))
+            log.warning(
+                "memory does not suffice for %d rows at once; from now on it is %d at most",
+                rows,
+                target.max_batch,
+                extra={"model": target.name},
+            )
+            self._again.extendleft(reversed(packed(pieces, target.max_batch)))
+        elif len(pieces) > 1:
+            half = len(pieces) // 2
+            self._again.extendleft((pieces[half:], pieces[:half]))
+        elif isinstance(error, OutOfMemory):
+            refusal = Unavailable("there is not enough memory to evaluate this request")
+            refusal.__cause__ = error
+            self._give_up(pieces[0].job, refusal)
+        else:
+            self._give_up(pieces[0].job, error)
+
+    def _give_up(self, job: Job, error: Exception) -> None:
+        self._line.remove(job)
+        self._count(job, -job.waiting)
+        job.fail(error)
+
+    def _leave(self, job: Job, reason: Reason) -> None:
+        """Let a request go that nobody waits for any more."""
+        if job.gone or (job.answer.done() and not job.answer.cancelled()):
+            return
+        self._line.remove(job)
+        self._note_taken()
+        self._count(job, -job.waiting)
+        job.fail(_too_late())
+        self._tell_refused(job.target, reason)
+
+    def _fail_all(self) -> None:
+        while pieces := self._line.take(time.perf_counter(), 0.0):
+            for piece in pieces:
+                self._count(piece.job, -piece.job.waiting)
+                piece.job.fail(Unavailable(_ENDING))
+
+    def _backlog(self, now: float) -> float:
+        """Seconds until what waits and what runs will have been computed."""
+        seconds = sum(pace.seconds * pace.rows for pace in self._paces.values())
+        for turn in self._turns:
+            if turn.noted and turn.begun:
+                rows = sum(piece.rows for piece in turn.live)
+                seconds += max(0.0, turn.pieces[0].job.pace.seconds * rows - (now - turn.begun))
+        return seconds
+
+    def _note_taken(self) -> None:
+        for turn in self._turns:
+            if turn.taken and not turn.noted:
+                self._note(turn)
+
+    def _note(self, turn: Turn) -> None:
+        """Rows that the engine has taken wait no more."""
+        if turn.noted:
+            return
+        turn.noted = True
+        for piece in turn.pieces:
+            job = piece.job
+            self._count(job, -min(piece.rows, job.waiting), tell=False)
+            if job.bucket is not None:
+                # Those that came before this piece was taken get their turn before the next one.
+                self._line.postpone(job, time.perf_counter())
+        self._tell_queue()
+
+    def _count(self, job: Job, rows: int, *, tell: bool = True) -> None:
+        if rows:
+            waited = job.waiting > 0
+            job.waiting += rows
+            self._requests += (job.waiting > 0) - waited
+            job.pace.rows += rows
+            self._rows += rows
+            if tell:
+                self._tell_queue()
+
+    def _tell_queue(self) -> None:
+        self._tell(self._observer.queue_changed, self._rows, self._requests)
+
+    def _tell_refused(self, target: Target, reason: Reason) -> None:
+        self._tell(self._observer.refused, target, reason)
+
+    @staticmethod
+    def _tell(what: Callable[..., None], *about: Any) -> None:
+        try:
+            what(*about)
+        except Exception:
+            log.exception("the observer of the batcher raised")
 
 
-def _joined(jobs: list[_Job]) -> Arrays:
-    if len(jobs) == 1:
-        return jobs[0].inputs
-    return {name: np.concatenate([job.inputs[name] for job in jobs]) for name in jobs[0].inputs}
-
-
-def _split(jobs: list[_Job], answer: Arrays) -> list[Arrays]:
-    parts: list[Arrays] = []
-    start = 0
-    for job in jobs:
-        parts.append({name: answer[name][start : start + job.rows] for name in job.outputs})
-        start += job.rows
-    return parts
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's deadline passed before it was answered; it was not computed in time")

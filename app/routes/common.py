@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from app.batching import Answer
 from app.errors import BadRequest
 from app.protocol import TIMEOUT_HEADER, InferRequest, parse_timeout
+from app.routes.gone import unless_gone
 from app.served import Served
 from app.service import Service
 
@@ -51,7 +52,9 @@ async def ask(request: Request, model: Served, asked: InferRequest) -> Answer:
     state = request.state
     state.decoded = time.perf_counter() - state.read_at
     state.rows, state.asked_at = asked.rows, time.time_ns()
-    answer = await service_of(request).answer(model, asked)
+    arrived = getattr(state, "received_at", state.read_at)
+    waiting = service_of(request).answer(model, asked, arrived=arrived)
+    answer = await unless_gone(request.receive, waiting)
     state.answered_at = time.perf_counter()
     state.members = len(model.ensemble) if answer.members is None else answer.members
     state.answer = answer

@@ -26,9 +26,11 @@ async def server_metadata() -> Response:
 
 
 @router.head("/health/live", include_in_schema=False)
-@router.get("/health/live", summary="Is the process alive?")
-async def live() -> Response:
-    return json_response({"live": True})
+@router.get("/health/live", summary="Is the process alive, and do its calls end?")
+async def live(request: Request) -> Response:
+    if service_of(request).alive:
+        return json_response({"live": True})
+    return json_response({"live": False, "error": "a call has been running for longer than it may"}, 503)
 
 
 @router.head("/health/ready", include_in_schema=False)

@@ -14,7 +14,7 @@ from app.cli import main
 
 
 def hold(gate: Path) -> None:
-    load, infer = served.load, served.Served.infer
+    load, compute = served.load, served.Served.compute
 
     def held_load(name, *args, progress, **rest):
         while (gate / f"load-{name}").exists():
@@ -22,15 +22,15 @@ def hold(gate: Path) -> None:
             time.sleep(0.01)
         return load(name, *args, progress=progress, **rest)
 
-    def held_infer(self, inputs, outputs):
+    def held_compute(self, call):
         if (gate / "hold").exists():
-            (gate / "held").write_text(str(len(next(iter(inputs.values())))))
+            (gate / "held").write_text(str(call.rows))
             while (gate / "hold").exists():
                 time.sleep(0.002)
             (gate / "held").unlink()
-        return infer(self, inputs, outputs)
+        return compute(self, call)
 
-    served.load, served.Served.infer = held_load, held_infer
+    served.load, served.Served.compute = held_load, held_compute
 
 
 if __name__ == "__main__":

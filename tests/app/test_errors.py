@@ -6,14 +6,18 @@ from app import errors
 
 PLAIN = {
     errors.BadRequest: (400, "bad_request"),
+    errors.Unauthorized: (401, "unauthorized"),
+    errors.Forbidden: (403, "forbidden"),
     errors.NotFound: (404, "not_found"),
     errors.MethodNotAllowed: (405, "method_not_allowed"),
     errors.RequestTimeout: (408, "request_timeout"),
     errors.PayloadTooLarge: (413, "payload_too_large"),
     errors.UnsupportedMediaType: (415, "unsupported_media_type"),
     errors.TooManyRequests: (429, "too_many_requests"),
+    errors.ClientGone: (499, "client_gone"),
     errors.InternalError: (500, "internal_error"),
     errors.Unavailable: (503, "unavailable"),
+    errors.DeadlineExceeded: (504, "deadline_exceeded"),
 }
 
 
@@ -48,6 +52,10 @@ def test_retry_after_is_in_whole_seconds_and_bounded(seconds, header):
 def test_method_not_allowed_lists_methods():
     assert errors.MethodNotAllowed("no", allow=["GET", "HEAD"]).headers == {"Allow": "GET, HEAD"}
     assert errors.MethodNotAllowed("no").headers == {}
+
+
+def test_a_missing_key_is_told_how_to_send_one():
+    assert errors.Unauthorized("no key").headers == {"WWW-Authenticate": 'Bearer realm="ensembled"'}
 
 
 def test_an_internal_error_says_nothing_but_the_request_id():

@@ -1,100 +1,27 @@
-"""The batcher with calls whose beginning and end the test decides."""
+"""The batcher: what is merged, in which order, and that one request's fault is its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
-from typing import Any
+import logging
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from app.batching import Batcher
-from app.errors import TooManyRequests, Unavailable
-
-
-class Seen:
-    """An observer that writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, int, int]] = []
-        self.waits: list[float] = []
-        self.computes: list[float] = []
-        self.queued: list[int] = []
-
-    def batch_done(self, target, rows, queued, compute):
-        self.calls.append((target, rows, len(queued)))
-        self.waits += queued
-        self.computes.append(compute)
-
-    def queue_changed(self, rows):
-        self.queued.append(rows)
-
-
-class Calls:
-    """A run() that doubles, fails on rows that hold -1, and waits while it is held."""
-
-    def __init__(self) -> None:
-        self.made: list[tuple[str, list[float], list[str]]] = []
-        self.free = asyncio.Event()
-        self.free.set()
-        self.begun = asyncio.Event()
-        self.most_at_once = self._now = 0
-
-    async def __call__(self, target: str, inputs: Mapping[str, np.ndarray], outputs: Collection[str]) -> Any:
-        x = inputs["x"]
-        self.made.append((target, x[:, 0].tolist(), sorted(outputs)))
-        self._now += 1
-        self.most_at_once = max(self.most_at_once, self._now)
-        self.begun.set()
-        try:
-            await self.free.wait()
-            await asyncio.sleep(0)
-            if (x == -1).any():
-                raise ArithmeticError("a row is -1")
-            every = {"double": x * 2, "square": x**2, "target": np.full(len(x), target)}
-            return {name: every[name] for name in outputs}
-        finally:
-            self._now -= 1
-
-
-def rows(*values: float, width: int = 1) -> dict[str, np.ndarray]:
-    return {"x": np.repeat(np.array(values, dtype=np.float32)[:, None], width, axis=1)}
-
-
-class Bench:
-    """A batcher with its calls and its observer, on the running loop."""
-
-    def __init__(self, max_rows: int = 4, max_queued_rows: int = 100) -> None:
-        self.calls, self.seen = Calls(), Seen()
-        self.batcher = Batcher(self.calls, max_rows=max_rows, max_queued_rows=max_queued_rows, observer=self.seen)
-        self.batcher.start()
-
-    def ask(self, *values: float, target: str = "a", outputs=("double",), width: int = 1) -> asyncio.Task[Any]:
-        inputs = rows(*values, width=width)
-        return asyncio.create_task(self.batcher.submit(target, inputs, outputs, len(values)))
-
-    async def busy(self, *values: float, target: str = "a") -> asyncio.Task[Any]:
-        """A call that runs until `calls.free` is set."""
-        self.calls.free.clear()
-        first = self.ask(*(values or (0,)), target=target)
-        await self.calls.begun.wait()
-        return first
-
-    async def settle(self) -> None:
-        for _ in range(5):
-            await asyncio.sleep(0)
+from app.batching import Answer, Batcher, Outcome, OutOfMemory
+from app.errors import DeadlineExceeded, TooManyRequests, Unavailable
+from tests.app.batching.bench import Bench, Model, Seen, double, rows
 
 
 def test_an_idle_batcher_answers_at_once():
     async def main():
         bench = Bench()
-        answer = await bench.ask(3, 4)
-        assert answer.arrays["double"].tolist() == [[6], [8]]
-        assert bench.calls.made == [("a", [3, 4], ["double"])]
-        await bench.batcher.close()
+        (answer,) = await bench.finish(bench.ask(3, 4))
+        assert double(answer) == [6, 8]
+        assert (answer.members, answer.non_finite_rows) == (None, ())
+        assert answer.queued >= 0
+        assert answer.computed > 0
+        assert bench.engine.rows == [[3, 4]]
 
     asyncio.run(main())
 
@@ -105,12 +32,9 @@ def test_requests_that_wait_are_merged_up_to_the_largest_batch_in_the_order_in_w
         first = await bench.busy()
         waiting = [bench.ask(1), bench.ask(2, 3), bench.ask(4), bench.ask(5, 6), bench.ask(7)]
         await bench.settle()
-        bench.calls.free.set()
-        answers = await asyncio.gather(first, *waiting)
-        assert [call[1] for call in bench.calls.made] == [[0], [1, 2, 3, 4], [5, 6, 7]]
-        assert [a.arrays["double"][:, 0].tolist() for a in answers] == [[0], [2], [4, 6], [8], [10, 12], [14]]
-        assert bench.calls.most_at_once == 1
-        await bench.batcher.close()
+        answers = await bench.finish(first, *waiting)
+        assert bench.engine.rows == [[0], [1, 2, 3, 4], [5, 6, 7]]
+        assert [double(a) for a in answers] == [[0], [2], [4, 6], [8], [10, 12], [14]]
 
     asyncio.run(main())
 
@@ -118,23 +42,88 @@ def test_requests_that_wait_are_merged_up_to_the_largest_batch_in_the_order_in_w
 def test_requests_that_come_in_the_same_moment_share_the_first_call():
     async def main():
         bench = Bench()
-        await asyncio.gather(bench.ask(1), bench.ask(2), bench.ask(3))
-        assert [call[1] for call in bench.calls.made] == [[1, 2, 3]]
-        await bench.batcher.close()
+        await bench.finish(bench.ask(1), bench.ask(2), bench.ask(3))
+        assert bench.engine.rows == [[1, 2, 3]]
 
     asyncio.run(main())
 
 
-def test_only_requests_for_one_target_and_one_shape_share_a_call():
+def test_while_a_call_runs_the_next_is_put_together_and_requests_join_it_until_it_is_taken():
+    async def main():
+        bench = Bench(max_rows=4)
+        first = await bench.busy()
+        waiting = []
+        for value in range(1, 6):
+            waiting.append(bench.ask(value))
+            await bench.settle()
+        (_, turn) = bench.batcher._turns
+        # One array already, not one for each request.
+        assert turn._buffers["x"][:4, 0].tolist() == [1, 2, 3, 4]
+        answers = await bench.finish(first, *waiting)
+        assert bench.engine.rows == [[0], [1, 2, 3, 4], [5]]
+        assert [double(a) for a in answers] == [[0], [2], [4], [6], [8], [10]]
+
+    asyncio.run(main())
+
+
+def test_rows_too_large_for_a_whole_buffer_are_joined_in_one_that_grows():
+    async def main():
+        bench = Bench(max_rows=64)
+        width = 2**20
+        first = await bench.busy()
+        waiting = []
+        for value in range(1, 6):
+            waiting.append(bench.ask(value, width=width))
+            await bench.settle()
+        assert bench.batcher._turns[1]._capacity == 10
+        answers = await bench.finish(first, *waiting)
+        assert bench.engine.rows == [[0], [1, 2, 3, 4, 5]]
+        assert [a.arrays["double"].sum() for a in answers[1:]] == [2 * n * width for n in range(1, 6)]
+
+    asyncio.run(main())
+
+
+def test_only_requests_for_one_target_one_shape_and_the_same_members_share_a_call():
     async def main():
         bench = Bench(max_rows=10)
         first = await bench.busy()
-        waiting = [bench.ask(1), bench.ask(2, target="b"), bench.ask(3, width=2), bench.ask(4), bench.ask(5, width=2)]
+        waiting = [
+            bench.ask(1),
+            bench.ask(2, target="b"),
+            bench.ask(3, width=2),
+            bench.ask(4),
+            bench.ask(5, members=3),
+            bench.ask(6, tolerance=0.5),
+            bench.ask(7, width=2),
+            bench.ask(8, members=3),
+            bench.ask(9, tolerance=0.25),
+        ]
         await bench.settle()
-        bench.calls.free.set()
-        await asyncio.gather(first, *waiting)
-        assert [call[:2] for call in bench.calls.made[1:]] == [("a", [1, 4]), ("b", [2]), ("a", [3, 5])]
-        await bench.batcher.close()
+        answers = await bench.finish(first, *waiting)
+        assert [
+            (c.target.name, r, c.members, c.tolerance)
+            for c, r in zip(bench.engine.made, bench.engine.rows, strict=True)
+        ][1:] == [
+            ("a", [1, 4], None, None),
+            ("b", [2], None, None),
+            ("a", [3, 7], None, None),
+            ("a", [5, 8], 3, None),
+            ("a", [6], None, 0.5),
+            ("a", [9], None, 0.25),
+        ]
+        assert [a.members for a in answers[1:]] == [None, None, None, None, 3, 6, None, 3, 9]
+        assert bench.seen.members == [None, None, None, None, 3, 6, 9]
+
+    asyncio.run(main())
+
+
+def test_of_a_call_with_a_tolerance_each_request_is_told_what_its_own_rows_needed():
+    async def main():
+        bench = Bench(max_rows=10)
+        answers = await bench.finish(bench.ask(5, 9, tolerance=0.5), bench.ask(3, tolerance=0.5))
+        assert bench.engine.rows == [[5, 9, 3]]
+        assert [a.members for a in answers] == [9, 3]
+        assert bench.seen.members == [9]
 
     asyncio.run(main())
 
@@ -149,10 +138,8 @@ def test_the_bucket_whose_first_request_waits_longest_is_next_so_that_none_starv
         await bench.settle()
         later = [bench.ask(n) for n in range(4, 7)]
         await bench.settle()
-        bench.calls.free.set()
-        await asyncio.gather(first, lonely, *crowd, *later)
-        assert [call[1] for call in bench.calls.made] == [[0], [1], [2], [3], [9], [4], [5], [6]]
-        await bench.batcher.close()
+        await bench.finish(first, lonely, *crowd, *later)
+        assert bench.engine.rows == [[0], [1], [2], [3], [9], [4], [5], [6]]
 
     asyncio.run(main())
 
@@ -163,12 +150,10 @@ def test_a_call_makes_every_output_that_some_request_wants_and_each_gets_its_own
         first = await bench.busy()
         one, two = bench.ask(3, outputs=("square",)), bench.ask(4, outputs=("double", "target"))
         await bench.settle()
-        bench.calls.free.set()
-        await first
-        assert bench.calls.made[1][2] == ["double", "square", "target"]
-        assert set((await one).arrays) == {"square"}
-        assert set((await two).arrays) == {"double", "target"}
-        await bench.batcher.close()
+        await bench.finish(first, one, two)
+        assert sorted(bench.engine.made[1].outputs) == ["double", "square", "target"]
+        assert set(one.result().arrays) == {"square"}
+        assert set(two.result().arrays) == {"double", "target"}
 
     asyncio.run(main())
 
@@ -182,48 +167,108 @@ def test_only_the_request_at_fault_gets_the_error(culprit):
         values[culprit] = -1
         waiting = [bench.ask(value) for value in values]
         await bench.settle()
-        bench.calls.free.set()
-        await first
-        answers = await asyncio.gather(*waiting, return_exceptions=True)
-        for value, answer in zip(values, answers, strict=True):
+        later = bench.ask(5)
+        answers = await bench.finish(first, *waiting, later)
+        for value, answer in zip(values, answers[1:], strict=False):
             if value == -1:
                 assert isinstance(answer, ArithmeticError)
             else:
-                assert answer.arrays["double"].tolist() == [[2 * value]]
+                assert double(answer) == [2 * value]
         # In halves: far fewer calls than one for each request.
-        assert len(bench.calls.made) <= 1 + 7
-        assert (await bench.ask(5)).arrays["double"].tolist() == [[10]]
-        await bench.batcher.close()
+        assert len(bench.engine.made) <= 1 + 7 + 1
+        assert double(later.result()) == [10]
 
     asyncio.run(main())
 
 
-def test_what_a_call_returns_too_little_of_is_an_error_and_not_a_hang():
+def broken(make) -> list[object]:
+    """What three requests get whose calls are made like this, and a fourth once they are made well."""
+
     async def main():
-        async def forgetful(target, inputs, outputs):
-            return {}
+        made = make
 
-        batcher = Batcher(forgetful, max_rows=4, max_queued_rows=10, observer=Seen())
+        async def execute(call, *args):
+            await asyncio.sleep(0)
+            return call(*args)
+
+        batcher = Batcher(execute, lambda call: made(call), max_queued_rows=10, observer=Seen())
         batcher.start()
+        model = Model()
         answers = await asyncio.gather(
-            *(batcher.submit("a", rows(1), ("double",), 1) for _ in range(3)), return_exceptions=True
+            *(batcher.submit(model, rows(n), ("double",), 1) for n in range(3)), return_exceptions=True
         )
-        assert [type(a) for a in answers] == [KeyError] * 3
+        made = lambda call: Outcome({"double": call.inputs["x"] * 2})  # noqa: E731 - it takes the other's place
+        assert double(await batcher.submit(model, rows(4), ("double",), 1)) == [8]
         await batcher.close()
+        return answers
 
-    asyncio.run(main())
+    return asyncio.run(main())
 
 
-def test_a_request_larger_than_the_largest_batch_is_a_call_of_its_own():
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda call: Outcome({}), KeyError),
+        (lambda call: Outcome({"double": np.zeros((call.rows + 1, 1))}), ValueError),
+        (lambda call: Outcome({"double": np.zeros(())}), TypeError),
+        (lambda call: 5, AttributeError),
+        (lambda call: 1 / 0, ZeroDivisionError),
+    ],
+)
+def test_calls_that_give_nonsense_are_errors_and_no_hang_and_the_batcher_goes_on(make, kind):
+    assert [type(answer) for answer in broken(make)] == [kind] * 3
+
+
+def test_an_outcome_that_cannot_be_split_is_an_error_of_whom_it_concerns():
+    class Sly(dict):
+        def items(self):
+            raise LookupError("not for you")
+
+    answers = broken(lambda call: Outcome({"double": call.inputs["x"]}, None, Sly()))
+    assert [type(answer) for answer in answers] == [LookupError] * 3
+
+
+def test_a_large_request_goes_in_pieces_and_others_get_their_turn_between_them():
     async def main():
         bench = Bench(max_rows=4)
         first = await bench.busy()
-        waiting = [bench.ask(1), bench.ask(*range(2, 12)), bench.ask(12)]
+        large = bench.ask(*range(1, 11))
         await bench.settle()
-        bench.calls.free.set()
-        await asyncio.gather(first, *waiting)
-        assert [len(call[1]) for call in bench.calls.made] == [1, 1, 10, 1]
-        await bench.batcher.close()
+        others = [bench.ask(21, 22), bench.ask(23, target="b")]
+        await bench.settle()
+        answers = await bench.finish(first, large, *others)
+        assert bench.engine.rows == [[0], [1, 2, 3, 4], [21, 22, 5, 6], [23], [7, 8, 9, 10]]
+        assert [double(a) for a in answers] == [[0], [2 * n for n in range(1, 11)], [42, 44], [46]]
+        assert bench.seen.calls == [("a", 1, 1), ("a", 4, 1), ("a", 4, 2), ("b", 1, 1), ("a", 4, 1)]
+
+    asyncio.run(main())
+
+
+def test_a_request_in_pieces_is_joined_in_the_order_of_its_rows():
+    async def main():
+        bench = Bench(max_rows=4)
+        values = [3.0, 0.0, 5.0, 6.0, 0.0, 8.0, 9.0, 10.0, 0.0]
+        (answer,) = await bench.finish(bench.ask(*values, outputs=("double", "inverse"), tolerance=0.1))
+        assert double(answer) == [2 * v for v in values]
+        assert answer.non_finite_rows == (1, 4, 8)
+        assert answer.members == 10
+        assert answer.queued >= 0
+        assert answer.computed > 0
+
+    asyncio.run(main())
+
+
+def test_a_request_in_pieces_of_which_one_fails_is_answered_once_and_the_rest_is_not_computed():
+    async def main():
+        bench = Bench(max_rows=2)
+        first = await bench.busy()
+        large, other = bench.ask(1, 2, -1, 3, *range(4, 20)), bench.ask(5)
+        await bench.settle()
+        answers = await bench.finish(first, large, other)
+        assert isinstance(answers[1], ArithmeticError)
+        assert double(answers[2]) == [10]
+        # The piece after the one that failed may have been taken already.
+        assert len(bench.engine.made) <= 6
 
     asyncio.run(main())
 
@@ -237,12 +282,33 @@ def test_the_queue_is_bounded_in_rows_and_what_is_refused_is_told_when_to_come_b
         with pytest.raises(TooManyRequests, match=r"5 rows are waiting and the limit is 6") as refused:
             await bench.ask(6, 7)
         assert int(refused.value.headers["Retry-After"]) >= 1
+        assert bench.seen.reasons == [("a", "queue_full")]
         waiting.append(bench.ask(8))
         await bench.settle()
-        bench.calls.free.set()
+        bench.engine.free.set()
         await asyncio.gather(first, *waiting)
-        assert (await bench.ask(6, 7)).arrays["double"].tolist() == [[12], [14]]
-        await bench.batcher.close()
+        assert double(await bench.ask(6, 7)) == [12, 14]
+        await bench.finish()
+
+    asyncio.run(main())
+
+
+def test_the_time_to_come_back_is_that_of_the_rows_that_wait_and_of_those_that_run():
+    async def main():
+        bench = Bench(max_rows=4, max_queued_rows=6)
+        await bench.ask(1)
+        bench.batcher._paces[bench.models["a"]].seconds = 10.0
+        bench.batcher._paces.setdefault(
+            bench.models["b"], type(bench.batcher._paces[bench.models["a"]])()
+        ).seconds = 3.0
+        first = await bench.busy(1, 2)
+        waiting = [bench.ask(3, 4, 5), bench.ask(6, 7, target="b")]
+        await bench.settle()
+        with pytest.raises(TooManyRequests) as refused:
+            await bench.ask(6, 7)
+        # 3 × 10 s and 2 × 3 s wait, and of 2 × 10 s hardly anything has passed.
+        assert int(refused.value.headers["Retry-After"]) == 56
+        await bench.finish(first, *waiting)
 
     asyncio.run(main())
 
@@ -250,8 +316,8 @@ def test_the_queue_is_bounded_in_rows_and_what_is_refused_is_told_when_to_come_b
 def test_a_request_alone_is_taken_whatever_its_size():
     async def main():
         bench = Bench(max_queued_rows=2)
-        assert len((await bench.ask(*range(50))).arrays["double"]) == 50
-        await bench.batcher.close()
+        (answer,) = await bench.finish(bench.ask(*range(50)))
+        assert double(answer) == [2 * n for n in range(50)]
 
     asyncio.run(main())
 
@@ -260,18 +326,18 @@ def test_nobody_computes_for_a_client_that_has_gone():
     async def main():
         bench = Bench(max_rows=10)
         first = await bench.busy()
-        gone, stays = bench.ask(1), bench.ask(2)
-        alone = bench.ask(3, target="b")
+        gone, stays, leaves = bench.ask(1), bench.ask(2), bench.ask(3)
+        alone = bench.ask(4, target="b")
         await bench.settle()
-        gone.cancel()
-        alone.cancel()
+        assert bench.seen.queued[-1] == (4, 4)
+        for task in (gone, alone, leaves):
+            task.cancel()
         await bench.settle()
-        bench.calls.free.set()
-        assert (await stays).arrays["double"].tolist() == [[4]]
-        await first
-        await bench.batcher.close()
-        assert [call[1] for call in bench.calls.made] == [[0], [2]]
-        assert bench.seen.queued[-1] == 0
+        assert bench.seen.queued[-1] == (1, 1)
+        answers = await bench.finish(first, stays)
+        assert double(answers[1]) == [4]
+        assert bench.engine.rows == [[0], [2]]
+        assert bench.seen.reasons == [("a", "gone"), ("b", "gone"), ("a", "gone")]
 
     asyncio.run(main())
 
@@ -282,9 +348,284 @@ def test_a_client_that_goes_while_its_call_runs_harms_nobody():
         gone = await bench.busy(-1)
         gone.cancel()
         await bench.settle()
-        bench.calls.free.set()
-        assert (await bench.ask(2)).arrays["double"].tolist() == [[4]]
+        bench.engine.free.set()
+        assert double(await bench.ask(2)) == [4]
+        await bench.finish()
+
+    asyncio.run(main())
+
+
+def test_what_is_past_its_deadline_is_told_so_at_once_and_never_computed():
+    async def main():
+        bench = Bench(max_rows=1)
+        first = await bench.busy()
+        # The next call holds the first of them; the others stand in line.
+        late = [bench.ask(n, timeout=0.01) for n in (1, 2, 3)]
+        stays = bench.ask(4, timeout=60)
+        answers = await asyncio.gather(*late, return_exceptions=True)
+        assert not first.done()
+        assert [type(a) for a in answers] == [DeadlineExceeded] * 3
+        assert answers[0].status == 504
+        assert bench.seen.queued[-1] == (1, 1)
+        answers = await bench.finish(first, stays)
+        assert double(answers[1]) == [8]
+        assert bench.engine.rows == [[0], [4]]
+        assert bench.seen.reasons == [("a", "deadline")] * 3
+
+    asyncio.run(main())
+
+
+def test_a_deadline_that_passes_before_the_event_loop_sees_it_holds_too():
+    async def main():
+        bench = Bench()
+        first = await bench.busy()
+        late, stays = bench.ask(1, timeout=60), bench.ask(2)
+        await bench.settle()
+        (job,) = (p.job for p in bench.batcher._turns[1].pieces if p.job.inputs["x"][0] == 1)
+        job.deadline = job.queued_at
+        answers = await bench.finish(first, late, stays)
+        assert isinstance(answers[1], DeadlineExceeded)
+        assert bench.engine.rows == [[0], [2]]
+        assert bench.seen.reasons == [("a", "deadline")]
+
+    asyncio.run(main())
+
+
+def test_a_client_does_not_wait_for_a_call_longer_than_its_deadline():
+    async def main():
+        bench = Bench()
+        bench.engine.free.clear()
+        late, stays = bench.ask(1, timeout=0.02), bench.ask(2)
+        with pytest.raises(DeadlineExceeded):
+            await late
+        answers = await bench.finish(stays)
+        assert bench.engine.rows == [[1, 2]]
+        assert double(answers[0]) == [4]
+
+    asyncio.run(main())
+
+
+def test_what_comes_after_its_deadline_is_refused():
+    async def main():
+        bench = Bench()
+        late, answer = await bench.finish(bench.ask(1, timeout=-1), bench.ask(2))
+        assert isinstance(late, DeadlineExceeded)
+        assert double(answer) == [4]
+        assert bench.engine.rows == [[2]]
+        assert bench.seen.reasons == [("a", "deadline")]
+
+    asyncio.run(main())
+
+
+def test_the_more_urgent_goes_first_within_a_bucket_and_between_buckets():
+    async def main():
+        bench = Bench(max_rows=1)
+        first = await bench.busy()
+        waiting = [bench.ask(1, priority=-1), bench.ask(2), bench.ask(3, target="b"), bench.ask(4)]
+        await bench.settle()
+        waiting += [bench.ask(5, priority=2), bench.ask(6, priority=1, target="b")]
+        await bench.settle()
+        answers = await bench.finish(first, *waiting)
+        assert bench.engine.rows == [[0], [5], [6], [2], [3], [4], [1]]
+        assert [double(a) for a in answers[1:]] == [[2], [4], [6], [8], [10], [12]]
+
+    asyncio.run(main())
+
+
+def test_what_is_urgent_replaces_the_rows_of_a_call_that_is_put_together_but_not_taken():
+    async def main():
+        bench = Bench(max_rows=3)
+        first = await bench.busy()
+        large, small = bench.ask(*range(1, 6)), bench.ask(6, 7)
+        await bench.settle()
+        assert [p.rows for p in bench.batcher._turns[1].pieces] == [3]
+        urgent = bench.ask(8, 9, priority=3)
+        await bench.settle()
+        answers = await bench.finish(first, large, small, urgent)
+        assert bench.engine.rows == [[0], [8, 9, 1], [6, 7, 2], [3, 4, 5]]
+        assert [double(a) for a in answers[1:]] == [[2, 4, 6, 8, 10], [12, 14], [16, 18]]
+
+    asyncio.run(main())
+
+
+def test_what_is_not_urgent_is_overtaken_only_by_what_came_within_its_head_start():
+    async def main():
+        bench = Bench(max_rows=1)
+        first = await bench.busy()
+        patient = bench.ask(1, priority=0)
+        await bench.settle()
+        next(iter(bench.batcher._turns[1].pieces)).job.queued_at -= 3.5
+        # As if it had come 3.5 seconds before: three steps of priority do not pass it any more, four do.
+        bench.batcher._turns[1].pieces[0].rank -= 3.5
+        others = [bench.ask(2, priority=3), bench.ask(3, priority=4)]
+        await bench.settle()
+        await bench.finish(first, patient, *others)
+        assert bench.engine.rows == [[0], [3], [1], [2]]
+
+    asyncio.run(main())
+
+
+def test_where_memory_runs_out_calls_are_halved_once_and_for_the_time_after(caplog):
+    async def main():
+        bench = Bench(max_rows=8)
+        bench.engine.memory = 4
+        first = await bench.busy()
+        waiting = [bench.ask(n) for n in range(1, 9)]
+        await bench.settle()
+        answers = await bench.finish(first, *waiting)
+        assert bench.engine.rows == [[0], [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4], [5, 6, 7, 8]]
+        assert [double(a) for a in answers] == [[2 * n] for n in range(9)]
+        assert bench.models["a"].max_batch == 4
+        assert bench.models["b"].max_batch == 8
+        return bench
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    assert [r.getMessage() for r in caplog.records] == [
+        "memory does not suffice for 8 rows at once; from now on it is 4 at most"
+    ]
+
+    async def after():
+        bench = Bench(max_rows=8)
+        bench.engine.memory = 4
+        await bench.ask(*range(8))
+        bench.engine.made.clear()
+        await bench.finish(*[bench.ask(n) for n in range(8)])
+        assert [len(r) for r in bench.engine.rows] == [4, 4]
+
+    asyncio.run(after())
+
+
+def test_a_request_too_large_for_memory_is_cut_and_one_row_that_does_not_fit_is_told_so():
+    async def main():
+        bench = Bench(max_rows=8)
+        bench.engine.memory = 3
+        (answer,) = await asyncio.gather(bench.ask(*range(7)))
+        assert double(answer) == [2 * n for n in range(7)]
+        assert bench.models["a"].max_batch == 3
+        bench.engine.memory = 0
+        answers = await bench.finish(bench.ask(1), bench.ask(2))
+        assert [type(a) for a in answers] == [Unavailable] * 2
+        assert "not enough memory" in answers[0].message
+        assert isinstance(answers[0].__cause__, OutOfMemory)
+        assert bench.models["a"].max_batch == 1
+
+    asyncio.run(main())
+
+
+def test_rows_that_are_no_numbers_are_told_to_those_who_asked_for_them_alone():
+    async def main():
+        bench = Bench(max_rows=10)
+        asked = [bench.ask(1, 0, 2, outputs=("double", "inverse")), bench.ask(3, outputs=("inverse",)), bench.ask(0)]
+        answers = await bench.finish(*asked)
+        assert len(bench.engine.made) == 1
+        assert [a.non_finite_rows for a in answers] == [(1,), (), ()]
+
+    asyncio.run(main())
+
+
+def test_requests_that_do_not_fill_a_call_wait_for_others_as_long_as_they_may():
+    async def main():
+        bench = Bench(max_rows=3, max_delay=0.05)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        one = bench.ask(1)
+        await asyncio.sleep(0.02)
+        two = bench.ask(2)
+        await asyncio.gather(one, two)
+        assert bench.engine.rows == [[1, 2]]
+        # It counts from the first, though a second came.
+        assert loop.time() - begun >= 0.049
+        # A full call does not wait, nor does another bucket make it wait.
+        waits = bench.ask(9, target="b")
+        await asyncio.gather(*(bench.ask(n) for n in range(3, 6)))
+        assert not waits.done()
+        assert bench.engine.rows[1:] == [[3, 4, 5]]
+        # Nothing waits when the service is to stop.
+        await bench.finish(waits)
+        assert bench.engine.rows[2:] == [[9]]
+
+    asyncio.run(main())
+
+
+class Furious(Seen):
+    def batch_done(self, *_, **__):
+        raise OSError("no")
+
+    queue_changed = refused = batch_done
+
+
+def test_an_observer_that_raises_changes_nothing(caplog):
+    async def main():
+        bench = Bench(max_queued_rows=2)
+        bench.batcher._observer = Furious()
+        first = await bench.busy()
+        waiting = [bench.ask(1, 2), bench.ask(3), bench.ask(4, timeout=-1)]
+        gone = bench.ask(5)
+        await bench.settle()
+        gone.cancel()
+        bench.engine.free.set()
+        answers = await asyncio.gather(first, *waiting, return_exceptions=True)
+        assert [type(a) for a in answers] == [Answer, Answer, TooManyRequests, DeadlineExceeded]
         await bench.batcher.close()
+
+    asyncio.run(main())
+    assert {record.getMessage() for record in caplog.records} == {"the observer of the batcher raised"}
+
+
+def test_rows_that_cannot_be_joined_are_found_out_one_by_one(monkeypatch):
+    async def main():
+        bench = Bench(max_rows=4)
+        first = await bench.busy()
+
+        def refuse(*_, **__):
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(np, "empty", refuse)
+            patched.setattr(np, "concatenate", refuse)
+            waiting = [bench.ask(n) for n in range(1, 4)]
+            await bench.settle()
+            bench.engine.free.set()
+            answers = await asyncio.gather(first, *waiting)
+        assert [double(a) for a in answers] == [[0], [2], [4], [6]]
+        assert bench.engine.rows == [[0], [1], [2], [3]]
+        await bench.finish()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the engine has ended"), asyncio.CancelledError()])
+def test_an_engine_that_takes_no_calls_leaves_nobody_waiting(error):
+    async def main():
+        bench = Bench()
+        works = bench.batcher._execute
+
+        async def refuse(*_):
+            raise error
+
+        bench.batcher._execute = refuse
+        answers = await asyncio.gather(bench.ask(1), bench.ask(2), bench.ask(3, target="b"), return_exceptions=True)
+        assert [type(a) for a in answers] == [Unavailable] * 3
+        bench.batcher._execute = works
+        assert double(await bench.ask(4)) == [8]
+        await bench.finish()
+
+    asyncio.run(main())
+
+
+def test_an_event_loop_that_ends_leaves_nobody_waiting():
+    async def main():
+        bench = Bench()
+        first = await bench.busy()
+        waiting = bench.ask(1)
+        await bench.settle()
+        for task in list(bench.batcher._tasks):
+            task.cancel()
+        answers = await asyncio.gather(first, waiting, return_exceptions=True)
+        assert [type(a) for a in answers] == [Unavailable] * 2
+        with pytest.raises(Unavailable):
+            await bench.ask(2)
 
     asyncio.run(main())
 
@@ -299,10 +640,10 @@ def test_close_finishes_what_was_accepted_and_refuses_what_is_new():
         await bench.settle()
         with pytest.raises(Unavailable, match=r"shutting down"):
             await bench.ask(9)
+        assert bench.seen.reasons == [("a", "draining")]
         assert not closing.done()
-        bench.calls.free.set()
-        answers = await asyncio.gather(first, *waiting)
-        assert [a.arrays["double"].item() for a in answers] == [0, 2, 4, 6, 8, 10]
+        answers = await bench.finish(first, *waiting)
+        assert [double(a) for a in answers] == [[0], [2], [4], [6], [8], [10]]
         await closing
 
     asyncio.run(main())
@@ -317,59 +658,42 @@ def test_an_idle_batcher_closes_at_once():
     asyncio.run(main())
 
 
+def test_one_that_never_began_refuses_what_waits_when_it_is_closed():
+    async def main():
+        batcher = Batcher(None, None, max_queued_rows=10, observer=Seen())
+        waiting = [asyncio.create_task(batcher.submit(Model(), rows(n), ("double",), 1)) for n in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(batcher.close(), 5)
+        assert [type(e) for e in await asyncio.gather(*waiting, return_exceptions=True)] == [Unavailable] * 3
+
+    asyncio.run(main())
+
+
 def test_the_observer_is_told_of_each_call_and_of_the_queue():
     async def main():
         bench = Bench(max_rows=4)
         first = await bench.busy()
         waiting = [bench.ask(1), bench.ask(2, 3)]
         await bench.settle()
-        bench.calls.free.set()
-        await asyncio.gather(first, *waiting)
-        await bench.batcher.close()
+        await bench.finish(first, *waiting)
         assert bench.seen.calls == [("a", 1, 1), ("a", 3, 2)]
-        assert bench.seen.queued == [1, 0, 1, 3, 0]
+        assert bench.seen.queued == [(1, 1), (0, 0), (1, 1), (3, 2), (0, 0)]
         assert len(bench.seen.waits) == 3
         assert min(bench.seen.waits) >= 0
-        assert min(bench.seen.computes) > 0
+        assert bench.seen.reasons == []
 
     asyncio.run(main())
 
 
-REQUESTS = st.tuples(
-    st.sampled_from("ab"),
-    st.lists(st.sampled_from([-1.0, 1.0, 2.0, 3.0, 4.0]), min_size=1, max_size=6),
-    st.integers(1, 2),
-    st.integers(0, 3),
-    st.booleans(),
-)
-
-
-@settings(max_examples=60)
-@given(st.lists(REQUESTS, max_size=14), st.integers(1, 6))
-def test_every_request_of_any_sequence_gets_exactly_one_answer_and_the_right_one(requests, max_rows):
+def test_a_model_that_is_served_no_more_is_not_kept():
     async def main():
-        bench = Bench(max_rows=max_rows, max_queued_rows=1000)
-        tasks = []
-        for target, values, width, pause, gives_up in requests:
-            task = bench.ask(*values, target=target, width=width, outputs=("double", "target"))
-            for _ in range(pause):
-                await asyncio.sleep(0)
-            if gives_up:
-                task.cancel()
-            tasks.append(task)
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        await bench.batcher.close()
-        for (target, values, width, _, gives_up), answer in zip(requests, answers, strict=True):
-            if gives_up and isinstance(answer, asyncio.CancelledError):
-                continue
-            if -1 in values:
-                assert isinstance(answer, ArithmeticError)
-                continue
-            assert answer.arrays["double"].tolist() == [[2 * value] * width for value in values]
-            assert answer.arrays["target"].tolist() == [target] * len(values)
-        assert bench.calls.most_at_once <= 1
-        assert (bench.seen.queued or [0])[-1] == 0
-        largest = max((len(values) for _, values, *_ in requests), default=0)
-        assert all(len(call[1]) <= max(max_rows, largest) for call in bench.calls.made)
+        bench = Bench()
+        model = bench.models.pop("a")
+        await bench.batcher.submit(model, rows(1), ("double",), 1)
+        bench.engine.made.clear()
+        await bench.settle()
+        del model
+        assert len(bench.batcher._paces) == 0
+        await bench.finish()
 
     asyncio.run(main())

@@ -1,0 +1,122 @@
+"""Fewer members than there are: the first so many, or as many as the mean of a row needs.
+
+A tolerance is a bound on the Monte-Carlo standard error of the mean, √(epistemic_variance / n) after n members. Each
+row is judged by itself, by the largest error of its elements over all of the model's outputs, whichever statistics are
+asked for. So what a row is answered depends on that row alone and not on what shares its batch: the numbers of members
+after which it is judged are fixed too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ensemble.errors import StatisticError
+from ensemble.evaluate import evaluate
+from ensemble.runner import Runner
+from ensemble.statistics import Moments, Statistic
+from ensemble.tasks import Head, Task, sample
+
+# Below it the estimate of the variance says little.
+FIRST = 16
+_KEPT = {"values", "variances"}
+
+
+def checkpoints(total: int) -> list[int]:
+    """After how many members rows are judged: 16, 24, 32, 48, 64, 96 ... and all.
+
+    At most half as many members again are evaluated as are needed, in few calls.
+    """
+    found, size = [], FIRST
+    while size < total:
+        found += [size, size + size // 2]
+        size *= 2
+    return [*(count for count in found if count < total), total]
+
+
+def first(
+    runner: Runner, inputs: Sequence[Tensor], count: int, chunk: int | None = None, start: int = 0
+) -> Iterator[tuple[Tensor, ...]]:
+    """Run members [start, count) on a batch, without evaluating many more; as :class:`~ensemble.runner.Runner`."""
+    if start == 0 and chunk is None and runner.plan is not None:
+        way = runner.plan.way(inputs[0].shape[0])
+        # A compiled call evaluates whole chunks.
+        if way.compiled is None or -(-count // way.chunk) * way.chunk < 2 * count:
+            return runner(inputs, count=count)
+    if chunk is None and runner.plan is not None:
+        chunk = runner.plan.way(inputs[0].shape[0]).eager
+    some = dataclasses.replace(runner.members, count=count - start, stacked=runner.members.slice(start, count))
+    return evaluate(runner.program, some, inputs, chunk=chunk)
+
+
+def evaluate_until(
+    runner: Runner,
+    inputs: Sequence[Tensor],
+    task: Task,
+    heads: Sequence[Head],
+    wanted: Sequence[tuple[Head, Sequence[Statistic]]],
+    *,
+    tolerance: float,
+    total: int,
+    noise_variance: float | None = None,
+    chunk: int | None = None,
+) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
+    """Statistics of a batch, each row from as many members as its mean needs.
+
+    Args:
+        runner: of the members.
+        inputs: flat inputs, on the members' device.
+        task, heads, noise_variance: what the outputs mean.
+        wanted: the statistics, for each head that is asked about.
+        tolerance: > 0, in the unit of the target.
+        total: the most members.
+        chunk: members in one call, as :func:`~ensemble.evaluate.evaluate` takes it.
+
+    Returns:
+        The statistics by head and name, and how many members each row needed, (batch,) int64. A row whose error never
+        gets that small, or is no number, needs ``total``.
+
+    Raises:
+        StatisticError: one of the statistics keeps every member's output, of which there would be as many as the row
+            needs.
+    """
+    for _, asked in wanted:
+        if kept := next((s.name for s in asked if _KEPT & set(s.needs)), None):
+            raise StatisticError(f"{kept!r} cannot be asked for with a tolerance; ask for it with members=.")
+    needs = {head.name: {"deviation"} for head in heads}
+    for head, asked in wanted:
+        needs[head.name].update(need for s in asked for need in s.needs)
+    running = {head.name: Moments(needs[head.name], noise_variance) for head in heads}
+    rows = inputs[0].shape[0]
+    counts = torch.full((rows,), total, dtype=torch.int64)
+    left = torch.arange(rows)
+    results: dict[str, dict[str, Tensor]] = {head.name: {} for head, _ in wanted}
+    start = 0
+    for stop in checkpoints(total):
+        for outputs in first(runner, inputs, stop, chunk, start):
+            for head in heads:
+                running[head.name].update(sample(task, head, outputs))
+        start = stop
+        error = torch.stack([moments.standard_error for moments in running.values()]).amax(0).cpu()
+        done = error <= tolerance if stop < total else torch.ones_like(error, dtype=torch.bool)
+        if not bool(done.any()):
+            continue
+        finished = done.nonzero().squeeze(1)
+        counts[left[finished]] = stop
+        for head, asked in wanted:
+            moments = running[head.name].rows(finished.to(inputs[0].device))
+            for s in asked:
+                values = s.finish(moments).to(s.dtype)
+                into = results[head.name].setdefault(s.name, values.new_empty((rows, *values.shape[1:])))
+                into[left[finished].to(values.device)] = values
+        remaining = (~done).nonzero().squeeze(1)
+        if not len(remaining):
+            break
+        left = left[remaining]
+        on_device = remaining.to(inputs[0].device)
+        inputs = [tensor[on_device] for tensor in inputs]
+        running = {name: moments.rows(on_device) for name, moments in running.items()}
+    return results, counts
