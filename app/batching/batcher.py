@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 import time
@@ -36,7 +37,7 @@ log = logging.getLogger("app.batching")
 # One that runs, and one that is put together meanwhile.
 _TURNS = 2
 # Seconds for a call that runs, when everybody who waited for it has gone.
-_LAST_CALL = 5.0
+_LAST_CALL = 1.0
 _ENDING = "the service is shutting down; ask another instance"
 
 # Runs a function on the engine's thread, after those that it was given before.
@@ -78,6 +79,8 @@ class Batcher:
         self._rows = self._requests = 0
         self._unanswered = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        # What is logged of a call must not name the request that happened to wake the batcher.
+        self._context = contextvars.copy_context()
         self._pumping = False
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
@@ -226,7 +229,7 @@ class Batcher:
         # Requests whose bytes have arrived, but were not decoded yet, may still join.
         if not self._pumping and self._loop is not None:
             self._pumping = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump, context=self._context)
 
     def _pump(self) -> None:
         """Give the engine as many calls as it may have."""

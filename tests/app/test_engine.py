@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
 
-from app.engine import DeviceError, Engine, pick_device
+from app.engine import DeviceError, Engine, EngineClosed, pick_device
 
 
 def test_calls_run_on_one_thread_one_after_the_other():
@@ -58,6 +61,116 @@ def test_what_a_call_raises_reaches_who_waits_and_the_thread_goes_on():
             await engine.run(lambda: 1 / 0)
         assert await engine.run(lambda: 5) == 5
         engine.close()
+
+    asyncio.run(main())
+
+
+class Unusual(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [SystemExit, KeyboardInterrupt, asyncio.CancelledError, concurrent.futures.CancelledError, StopIteration, Unusual],
+)
+def test_what_would_end_an_event_loop_is_an_ordinary_error(kind):
+    def call():
+        raise kind
+
+    async def main():
+        engine = Engine()
+        with pytest.raises(RuntimeError, match=f"a call of the engine raised {kind.__name__}") as raised:
+            await engine.run(call)
+        assert isinstance(raised.value.__cause__, kind)
+        assert await engine.run(lambda: 5) == 5
+        assert engine.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_nobody_waits_for_any_more_is_not_begun():
+    made = []
+
+    async def main():
+        engine, end = Engine(), threading.Event()
+        running = asyncio.create_task(engine.run(end.wait, 30))
+        gone = asyncio.create_task(engine.run(made.append, "gone"))
+        stays = asyncio.create_task(engine.run(made.append, "stays"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        end.set()
+        await asyncio.gather(running, stays)
+        assert engine.close()
+
+    asyncio.run(main())
+    assert made == ["stays"]
+
+
+def test_a_call_that_takes_too_long_is_seen_and_so_is_its_return(caplog):
+    async def main():
+        engine, end, before = Engine(), threading.Event(), threading.Event()
+        assert not engine.busy
+        # What it waits for, loading for one, is no fault of its own.
+        waits = asyncio.create_task(engine.run(before.wait, 30))
+        slow = asyncio.create_task(engine.run(end.wait, 30, bound=0.02))
+        await asyncio.sleep(0.05)
+        assert engine.busy
+        assert not engine.overdue
+        before.set()
+        await waits
+        while not caplog.records:
+            await asyncio.sleep(0.005)
+        assert engine.overdue
+        end.set()
+        assert await slow
+        assert not engine.overdue
+        assert await engine.run(lambda: 5, bound=30) == 5
+        assert engine.close()
+
+    asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records] == [
+        "the engine's call takes longer than 0.02 s; the service is not alive",
+        "the engine's call has come back",
+    ]
+
+
+def test_a_close_leaves_a_call_behind_that_does_not_end_and_refuses_the_others():
+    end = threading.Event()
+
+    async def main():
+        engine = Engine()
+        hangs = asyncio.create_task(engine.run(end.wait, 30))
+        waits = asyncio.create_task(engine.run(lambda: 5))
+        await asyncio.sleep(0.01)
+        assert not engine.close(0.01)
+        assert engine.busy
+        with pytest.raises(EngineClosed):
+            await waits
+        with pytest.raises(EngineClosed):
+            await engine.run(lambda: 5)
+        hangs.cancel()
+
+    asyncio.run(main())
+    # Its answer comes to a loop that has ended.
+    end.set()
+
+
+def test_nothing_of_a_call_is_kept():
+    class Large:
+        pass
+
+    async def main():
+        engine = Engine()
+        large = Large()
+        watched = weakref.ref(large)
+        await engine.run(id, large)
+        del large
+        # Another call makes sure that the thread has come round.
+        await engine.run(id, 0)
+        gc.collect()
+        assert watched() is None
+        assert engine.close()
 
     asyncio.run(main())
 
