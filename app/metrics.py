@@ -23,7 +23,8 @@ _SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 _COUNTS = tuple(1 << power for power in range(13))
 _VERSION = ("model", "version")
 
-# Why requests are refused. The batcher gives the first ones; the others follow from the status of the answer.
+# Why requests are refused. The batcher tells the first four, connections the last six; the others follow from the
+# status of the answer.
 REASONS = {
     "queue_full": "too many rows waited",
     "deadline": "its time had passed before it was computed",
@@ -33,7 +34,13 @@ REASONS = {
     "too_large": "the body was over the limit",
     "too_slow": "the body did not arrive in time",
     "unauthorized": "there was no key, or a wrong one",
-    "forbidden": "the key does not open this",
+    "forbidden": "whoever asked may not",
+    "bad_http": "it was no request in HTTP/1.1",
+    "head_too_large": "its line and headers were over the limit",
+    "head_timeout": "its line and headers did not arrive in time",
+    "pipelined": "too many requests waited on one connection",
+    "connections": "too many connections were open",
+    "slow_reader": "the client did not take its answer in time",
 }
 _REASON_OF_STATUS = {401: "unauthorized", 403: "forbidden", 408: "too_slow", 413: "too_large"}
 _INFERENCES = ("/infer", "/predict")
@@ -44,7 +51,7 @@ class ModelState:
     """One version of a model, as the repository knows it now.
 
     Attributes:
-        members, weight_bytes: 0 while it is not loaded.
+        members, weight_bytes, max_batch: 0 while it is not loaded.
         compiling: whether its calls are being compiled.
     """
 
@@ -53,6 +60,7 @@ class ModelState:
     ready: bool
     members: int = 0
     weight_bytes: int = 0
+    max_batch: int = 0
     compiling: bool = False
 
 
@@ -83,6 +91,7 @@ class Metrics:
     Args:
         models: gives every version that is there.
         ready: whether all that should be loaded is.
+        live: whether calls end in time.
         devices: gives the memory of each accelerator that is used.
         build: what the service was made of, as labels.
     """
@@ -91,6 +100,7 @@ class Metrics:
         self,
         models: Callable[[], Iterable[ModelState]] | None = None,
         ready: Callable[[], bool] = lambda: False,
+        live: Callable[[], bool] = lambda: True,
         devices: Callable[[], Iterable[DeviceMemory]] = tuple,
         build: Mapping[str, str] | None = None,
     ) -> None:
@@ -125,10 +135,15 @@ class Metrics:
         self._rows = histogram("batch_rows", "Rows in one call.", _VERSION, _COUNTS)
         self._merged = histogram("batch_requests", "Requests that shared one call.", _VERSION, _COUNTS)
         self._members = histogram("batch_members", "Members that one call evaluated.", _VERSION, _COUNTS)
+        self._non_finite = counter("non_finite_rows", "Rows of which some output was NaN or infinite.", _VERSION)
         gauge("requests_in_progress", "Requests that are being answered.").set_function(lambda: self._in_progress)
         gauge("ready", "1 if every model is loaded and warm.").set_function(lambda: float(ready()))
+        gauge("live", "1 while calls end in time.").set_function(lambda: float(live()))
         gauge("queued_rows", "Rows that wait now.").set_function(lambda: self._queued_rows)
         gauge("queued_requests", "Requests that wait now.").set_function(lambda: self._queued_requests)
+        self._of_versions = (
+            self._queue_seconds, self._compute_seconds, self._rows, self._merged, self._members, self._non_finite
+        )  # fmt: skip
         self._rejected = counter("rejected", "Requests that were refused, by reason.", ("reason",))
         for reason in REASONS:
             self._rejected.labels(reason)
@@ -181,6 +196,8 @@ class Metrics:
         timed = self._asked.get((route, model))
         if timed is None:
             timed = self._asked[route, model] = self._request_seconds.labels(route, model)
+            # Prometheus sees a series grow only from its second value on, and the first failure is to be seen.
+            self._answered.setdefault((route, model, 500), self._requests.labels(route, model, "500"))
         timed.observe(seconds)
         if (reason := _REASON_OF_STATUS.get(status)) is not None:
             self._rejected.labels(reason).inc()
@@ -191,6 +208,8 @@ class Metrics:
         if model:
             parts = None
             if status == 200 and (answer := state.get("answer")) is not None:
+                if answer.non_finite_rows:
+                    self._non_finite.labels(model, state["version"]).inc(len(answer.non_finite_rows))
                 parts = Parts(answer.queued, state["decoded"], answer.computed, state["encoded"])
             self.statistics.request_done((model, state["version"]), seconds, parts)
 
@@ -202,6 +221,7 @@ class Metrics:
     def _begin(self, key: Key) -> _Series:
         # Whoever never asks for the page still must not pay for versions that came and went.
         self._forget()
+        self._non_finite.labels(*key)
         series = self._series[key] = _Series(
             self._queue_seconds.labels(*key),
             self._compute_seconds.labels(*key),
@@ -219,8 +239,8 @@ class Metrics:
         self.statistics.keep(loaded)
         for key in self._series.keys() - loaded:
             del self._series[key]
-            for each in (self._queue_seconds, self._compute_seconds, self._rows, self._merged, self._members):
-                each.remove(*key)
+            for each in self._of_versions:
+                each.remove_by_labels(dict(zip(_VERSION, key, strict=True)))
         for route, model in [key for key in self._asked if key[1] and key[1] not in names]:
             del self._asked[route, model]
             self._request_seconds.remove(route, model)
@@ -261,6 +281,11 @@ class _States(Collector):
             ("model_compiling", "1 while its calls are being compiled.", [(s, s.compiling) for s in loaded]),
             ("model_members", "Members of a loaded version.", [(s, s.members) for s in loaded]),
             ("model_weight_bytes", "Bytes of its weights.", [(s, s.weight_bytes) for s in loaded]),
+            (
+                "model_max_batch_rows",
+                "Rows in one call; less once memory has run out.",
+                [(s, s.max_batch) for s in loaded],
+            ),
         ):
             family = GaugeMetricFamily(f"ensembled_{name}", text, labels=_VERSION)
             for state, value in shown:

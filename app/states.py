@@ -21,7 +21,9 @@ def model_states(repository: Repository) -> list[ModelState]:
             continue
         made = model.ensemble
         states.append(
-            ModelState(entry.name, entry.version, True, len(made), made.members.nbytes, compiling=entry.compiling)
+            ModelState(
+                entry.name, entry.version, True, len(made), made.members.nbytes, model.max_batch, entry.compiling
+            )
         )
     return states
 

@@ -79,10 +79,11 @@ class Tracing:
         self._tracer = self._provider.get_tracer("ensembled", VERSION)
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, method: str, path: str, headers: Mapping[str, str]) -> Span:
+    def begin(self, method: str, path: str, request_id: str, headers: Mapping[str, str]) -> Span:
         """A request has come.
 
         Args:
+            request_id: under which the log knows it.
             headers: ``traceparent`` and ``tracestate``, as far as the client sent them.
         """
         from opentelemetry.trace import SpanKind
@@ -91,7 +92,7 @@ class Tracing:
             method,
             context=self._propagator.extract(dict(headers)),
             kind=SpanKind.SERVER,
-            attributes={"http.request.method": method, "url.path": path},
+            attributes={"http.request.method": method, "url.path": path, "ensembled.request_id": request_id},
         )
 
     def end(self, span: Span, route: str, status: int, state: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # W3C's traceparent: version, trace, span, flags.
 _TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACED = (b"traceparent", b"tracestate")
+_LONGEST_PATH = 200
 # Asked every few seconds by whatever watches the service.
 _QUIET = ("/v2/health/", "/metrics")
 
@@ -56,7 +57,7 @@ class Observation:
         quiet = path.startswith(_QUIET)
         span = None
         if self.tracing is not None and not quiet:
-            span = self.tracing.begin(scope["method"], path, _traced(scope))
+            span = self.tracing.begin(scope["method"], path[:_LONGEST_PATH], number, _traced(scope))
             trace = format(span.get_span_context().trace_id, "032x")
         tokens = request_id.set(number), trace_id.set(trace)
         status = 0
@@ -99,7 +100,7 @@ class Observation:
                 self.tracing.end(span, route, status, state)
             level = logging.DEBUG if quiet else logging.INFO
             if log.isEnabledFor(level):
-                log.log(level, "%s %s", scope["method"], path[:200], extra=_told(status, seconds, state))
+                log.log(level, "%s %s", scope["method"], path[:_LONGEST_PATH], extra=_told(status, seconds, state))
             request_id.reset(tokens[0])
             trace_id.reset(tokens[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from app import logs
+from app.metrics import Metrics
 from tests.app.support import MEMBERS, plain_body, rows_of, serving
 
 HOSTILE = "a\r\nb\x1b[31m\x00\x7f\x85\x9b\u2028\u202e\ud800\ttab"
@@ -106,6 +108,26 @@ def test_every_line_of_a_request_has_its_id_and_its_trace(service, client):
     bad = [event for event in events if event.get("request_id") == "my-id-4"]
     assert bad[-1]["status"] == 400
     assert all(event["trace_id"] == trace for event in bad)
+
+
+def test_what_concerns_many_requests_is_logged_under_the_id_of_none(running, models, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Metrics, "batch_done", lambda *_, **__: seen.append(logs.request_id.get()))
+
+    async def main():
+        async with running(models=models) as client:
+            # The first one wakes the batcher; the others come while it is awake.
+            asked = [
+                client.post(
+                    "/v1/models/house/predict", json=plain_body(rows_of("house", 1)), headers={"X-Request-ID": i}
+                )
+                for i in "abcd"
+            ]
+            return [reply.status_code for reply in await asyncio.gather(*asked)]
+
+    assert asyncio.run(main()) == [200] * 4
+    assert seen
+    assert set(seen) == {None}
 
 
 def test_the_real_service_logs_text_without_control_characters(models, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.batching import Answer
 from app.metrics import REASONS, DeviceMemory, Metrics, ModelState
 from tests.app.support import MEMBERS, metric, plain_body, rows_of, serving
 
@@ -17,6 +18,14 @@ VERSIONED = ("queue_seconds", "compute_seconds", "batch_rows", "batch_requests",
 
 def target(name: str = "m", version: str = "1", members: int = 8):
     return SimpleNamespace(name=name, version=version, ensemble=range(members))
+
+
+def answered(model: str, version: str, non_finite: tuple[int, ...] = ()) -> dict:
+    """What a route notes of a request that was answered."""
+    answer = Answer({}, None, 0.0625, 0.125, non_finite)
+    return {
+        "model": model, "version": version, "asked_at": 1, "decoded": 0.25, "encoded": 0.5, "answer": answer,
+    }  # fmt: skip
 
 
 def page_of(metrics: Metrics) -> str:
@@ -104,6 +113,29 @@ def test_requests_that_are_being_answered_are_known():
     assert metric(page, "ensembled_request_seconds_sum", route="/predict", model="m") == 0.25
 
 
+def test_the_parts_of_an_answer_go_into_the_protocols_statistics():
+    metrics = Metrics()
+    for status, state in ((200, answered("m", "1")), (400, {"model": "m", "version": "1"}), (404, {})):
+        metrics.request_begun()
+        metrics.request_done("/predict", status, 1.0, state)
+    metrics.request_begun()
+    metrics.request_done("/v2/models/{name}", 200, 1.0, {"model": "m", "version": "1"})
+    (found,) = metrics.statistics.document([("m", "1")])["model_stats"]
+    counts = {name: duration["count"] for name, duration in found["inference_stats"].items() if duration["count"]}
+    assert counts == {"success": 1, "fail": 1, "queue": 1, "compute_input": 1, "compute_infer": 1, "compute_output": 1}
+    times = [
+        found["inference_stats"][name]["ns"] for name in ("queue", "compute_input", "compute_infer", "compute_output")
+    ]
+    assert times == [62_500_000, 250_000_000, 125_000_000, 500_000_000]
+
+
+def test_the_first_failure_can_be_seen_since_its_series_is_there_before():
+    metrics = Metrics()
+    metrics.request_begun()
+    metrics.request_done("/predict", 200, 0.25, {"model": "m", "version": "1"})
+    assert 'ensembled_requests_total{model="m",route="/predict",status="500"} 0.0' in page_of(metrics)
+
+
 def test_series_of_what_is_not_loaded_any_more_disappear():
     loaded = [ModelState("a", "1", True), ModelState("a", "2", True), ModelState("b", "1", True)]
     metrics = Metrics(models=lambda: loaded)
@@ -112,14 +144,16 @@ def test_series_of_what_is_not_loaded_any_more_disappear():
         for state in (("a", "1"), ("a", "2"), ("b", "1")):
             metrics.batch_done(target(*state), 2, [0.1], 0.1)
             metrics.request_begun()
-            metrics.request_done("/predict", 200, 0.1, dict(zip(("model", "version"), state, strict=True)))
+            metrics.request_done("/predict", 200, 0.1, answered(*state, non_finite=(0, 2)))
 
     use()
     page = page_of(metrics)
     assert all(metric(page, f"ensembled_{name}_count") == 3 for name in VERSIONED)
+    assert metric(page, "ensembled_non_finite_rows_total") == 6
     del loaded[0], loaded[1]
     page = page_of(metrics)
     assert all(metric(page, f"ensembled_{name}_count") == 1 for name in VERSIONED)
+    assert metric(page, "ensembled_non_finite_rows_total", model="a", version="2") == 2
     assert 'version="1"' not in page
     assert 'model="b"' not in page
     # Of a model of which another version is loaded, the answers go on being counted.
@@ -149,16 +183,23 @@ def test_versions_that_come_and_go_take_no_memory_although_nobody_asks_for_the_p
 
 
 def test_states_are_looked_up_when_they_are_asked_for():
-    states = [ModelState("a", "1", True, 128, 4096, compiling=True), ModelState("b", "2", ready=False)]
+    states = [ModelState("a", "1", True, 128, 4096, 32, compiling=True), ModelState("b", "2", ready=False)]
     devices = [DeviceMemory("cuda:0", 100, 50, 25)]
     ready = [False]
-    metrics = Metrics(lambda: states, lambda: ready[0], lambda: devices, {"version": "1.2", "device": "cuda"})
+    metrics = Metrics(
+        lambda: states,
+        ready=lambda: ready[0],
+        live=lambda: ready[0],
+        devices=lambda: devices,
+        build={"version": "1.2", "device": "cuda"},
+    )
     page = page_of(metrics)
-    assert metric(page, "ensembled_ready") == 0
+    assert metric(page, "ensembled_ready") == metric(page, "ensembled_live") == 0
     assert metric(page, "ensembled_model_ready", model="a", version="1") == 1
     assert 'ensembled_model_ready{model="b",version="2"} 0.0' in page
     assert metric(page, "ensembled_model_members", model="a") == 128
     assert metric(page, "ensembled_model_weight_bytes", model="a") == 4096
+    assert metric(page, "ensembled_model_max_batch_rows", model="a") == 32
     assert metric(page, "ensembled_model_compiling", model="a") == 1
     assert 'ensembled_model_members{model="b"' not in page
     assert metric(page, "ensembled_device_memory_total_bytes", device="cuda:0") == 100
@@ -167,7 +208,7 @@ def test_states_are_looked_up_when_they_are_asked_for():
     assert metric(page, "ensembled_build_info", version="1.2", device="cuda") == 1
     states[:], devices[:], ready[0] = [ModelState("b", "2", True)], [], True
     page = page_of(metrics)
-    assert metric(page, "ensembled_ready") == 1
+    assert metric(page, "ensembled_ready") == metric(page, "ensembled_live") == 1
     assert metric(page, "ensembled_model_ready", model="b", version="2") == 1
     assert 'model="a"' not in page
     assert "ensembled_device" not in page
@@ -176,7 +217,7 @@ def test_states_are_looked_up_when_they_are_asked_for():
 def test_names_follow_the_conventions():
     """What promtool checks: a text for each, base units, and `_total` on counters alone."""
     metrics = Metrics(
-        lambda: [ModelState("m", "1", True, 3, 4)], lambda: True, lambda: [DeviceMemory("cuda:0", 1, 1, 1)], {"v": "1"}
+        lambda: [ModelState("m", "1", True, 3, 4)], devices=lambda: [DeviceMemory("cuda:0", 1, 1, 1)], build={"v": "1"}
     )
     metrics.batch_done(target(), 5, [0.5], 0.125)
     metrics.request_begun()
@@ -192,7 +233,8 @@ def test_names_follow_the_conventions():
         for unit, word in (("seconds", "ime"), ("bytes", "ytes|emory")):
             if family.name.endswith(f"_{unit}"):
                 assert re.search(word, family.documentation), family.name
-        assert (family.type == "counter") == any(s.name == f"{family.name}_total" for s in family.samples)
+        if family.type == "counter":
+            assert {s.name for s in family.samples} <= {f"{family.name}_total", f"{family.name}_created"}
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
             assert set(sample.labels) <= {"route", "model", "version", "status", "reason", "device", "le", "v"}

@@ -22,16 +22,16 @@ class Made:
 
 
 def entry(version: str, loaded: bool, compiling: bool = False):
-    model = SimpleNamespace(ensemble=Made()) if loaded else None
+    model = SimpleNamespace(ensemble=Made(), max_batch=64) if loaded else None
     return SimpleNamespace(name="m", version=version, model=model, compiling=compiling)
 
 
 def test_a_version_is_ready_if_something_answers_for_it():
     entries = {"1": entry("1", False), "2": entry("2", True), "3": entry("3", True, compiling=True)}
     assert model_states(SimpleNamespace(entries=entries)) == [
-        ModelState("m", "1", False, 0, 0, False),
-        ModelState("m", "2", True, 16, 4096, False),
-        ModelState("m", "3", True, 16, 4096, True),
+        ModelState("m", "1", False, 0, 0, 0, False),
+        ModelState("m", "2", True, 16, 4096, 64, False),
+        ModelState("m", "3", True, 16, 4096, 64, True),
     ]
 
 

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-HEADERS = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+HEADERS = {"traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-ID": "my-id"}
 
 
 class Kept:
@@ -127,6 +127,7 @@ def test_an_inference_has_a_span_for_the_request_the_wait_and_the_call(running, 
     assert format(request.context.trace_id, "032x") == TRACE
     assert format(request.parent.span_id, "016x") == PARENT
     assert request.attributes["http.request.method"] == "POST"
+    assert request.attributes["ensembled.request_id"] == "my-id"
     assert request.attributes["http.route"] == "/v1/models/{name}/predict"
     assert request.attributes["http.response.status_code"] == 200
     assert request.status.status_code is StatusCode.UNSET
@@ -163,7 +164,7 @@ def test_an_error_of_the_service_is_one_in_the_trace_and_that_of_a_client_is_not
 
 
 def test_what_the_caller_does_not_sample_is_not_kept(kept):
-    span = kept.tracing.begin("GET", "/x", {"traceparent": f"00-{TRACE}-{PARENT}-00"})
+    span = kept.tracing.begin("GET", "/x", "id", {"traceparent": f"00-{TRACE}-{PARENT}-00"})
     kept.tracing.end(span, "/x", 200, {})
     assert kept.spans() == {}
 
@@ -171,8 +172,22 @@ def test_what_the_caller_does_not_sample_is_not_kept(kept):
 def test_the_name_of_the_service_can_be_chosen(monkeypatch):
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     kept = Kept()
-    kept.tracing.end(kept.tracing.begin("GET", "/x", {}), "/x", 200, {})
+    kept.tracing.end(kept.tracing.begin("GET", "/x", "id", {}), "/x", 200, {})
     assert kept.spans()["GET /x"].resource.attributes["service.name"] == "mine"
+
+
+def test_a_collector_that_does_not_answer_does_not_keep_the_service_from_ending(monkeypatch):
+    monkeypatch.setattr("app.tracing._PATIENCE", 0.01)
+    free = threading.Event()
+
+    class Hanging(SimpleSpanProcessor):
+        def shutdown(self):
+            free.wait()
+
+    tracing = Tracing(Hanging(InMemorySpanExporter()))
+    tracing.close()
+    assert not free.is_set()
+    free.set()
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
