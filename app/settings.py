@@ -1,11 +1,13 @@
 """Every setting of the service, once: its name, type, default and meaning.
 
 A value comes from, in this order: a command-line flag, an environment variable ``ENSEMBLED_<NAME>``, a line of the
-TOML file that ``--config`` (or ``ENSEMBLED_CONFIG``) names, the default. Flags and their help are made from this class.
+TOML file that ``--config`` (or ``ENSEMBLED_CONFIG``) names, the default. Flags and their help are made from this class;
+a secret has no flag.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -14,14 +16,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from app import versions
+from app.keys import check_strength
 
 PREFIX = "ENSEMBLED_"
+# What is read, but is no setting: the file of settings, and what docker-compose.yml asks for.
+_OTHERS = (f"{PREFIX}CONFIG", f"{PREFIX}MODELS_DIR")
+# Kubernetes tells each container of every service, so one that is called "ensembled" makes ENSEMBLED_PORT a URL.
+_KUBERNETES = re.compile(rf"{PREFIX}(SERVICE_(HOST|PORT)(_.*)?|PORT_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
+_KUBERNETES_PORT = re.compile(r"(tcp|udp)://.*")
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
 # Seconds; a look at the directory takes some milliseconds.
 _LEAST_POLL = 0.1
+
+
+# Not to be given on the command line, which every user of the machine may read, and never shown.
+SECRETS = frozenset({"api_key"})
 
 
 class SettingsError(Exception):
@@ -31,13 +43,21 @@ class SettingsError(Exception):
 class Settings(BaseModel):
     """See the module."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     models: Path = Field(Path("models"), description="directory of models: NAME/VERSION/manifest.json below it")
-    host: str = Field("127.0.0.1", description="address to listen on; another than loopback needs allow-public")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; another than loopback needs a key, or allow-public"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
     allow_public: bool = Field(
         False, description="permit listening on an address that others can reach, although no key guards it"
+    )
+    api_key: SecretStr | None = Field(
+        None, description="key that every request but health needs; `ensembled key` makes one"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file of hashes of keys, as `ensembled key` prints them; read again when it changes"
     )
     versions: str = Field(
         "latest", description='versions that are served: latest, latest:N, all, or 1,3; of one model NAME=..., several '
@@ -47,6 +67,15 @@ class Settings(BaseModel):
         0, ge=0, le=86400, description="seconds between looks for models that are new, changed or gone; 0 for none"
     )
     management: bool = Field(False, description="permit loading and unloading models while serving")
+    management_host: str | None = Field(None, description="address of the management port; as host by default")
+    management_port: int | None = Field(
+        None, ge=0, le=65535, description="port for load and unload alone; on the port of the service by default"
+    )
+    metrics: bool = Field(True, description="serve /metrics")
+    metrics_host: str | None = Field(None, description="address of the metrics port; as host by default")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port for /metrics alone; on the port of the service by default"
+    )
     device: str = Field("cpu", description="cpu, cuda, cuda:1, or auto")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="dtype of the weights (float32, bfloat16, float16, float64); as they were saved by default"
@@ -84,6 +113,18 @@ class Settings(BaseModel):
     body_timeout: float = Field(
         30, gt=0, le=86400, description="seconds in which a request's body must arrive; beyond them 408"
     )
+    head_timeout: float = Field(
+        10, gt=0, le=86400, description="seconds in which a request's line and headers must arrive; beyond them 408"
+    )
+    idle_timeout: float = Field(
+        75, gt=0, le=86400, description="seconds for which a connection is kept open between requests"
+    )
+    answer_timeout: float = Field(
+        60, gt=0, le=86400, description="seconds in which a client must take an answer; beyond them it is cut off"
+    )
+    max_connections: int = Field(
+        1024, ge=1, le=2**20, description="open connections; beyond it new ones are answered 503"
+    )
     shutdown_timeout: float = Field(
         30, gt=0, le=86400, description="seconds that accepted requests get to finish after SIGTERM"
     )
@@ -92,10 +133,20 @@ class Settings(BaseModel):
     )
     log_format: Literal["json", "text"] = Field("text", description="text for people, or json: one object a line")
 
-    @field_validator("threads", "dtype", "default_model", "default_timeout", mode="before")
+    @field_validator(
+        "threads", "dtype", "default_model", "api_key", "api_keys_file", "management_host", "management_port",
+        "metrics_host", "metrics_port", "default_timeout", mode="before",
+    )  # fmt: skip
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _strong_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_strength(value.get_secret_value())
+        return value
 
     @field_validator("versions", mode="before")
     @classmethod
@@ -122,12 +173,48 @@ class Settings(BaseModel):
             raise ValueError("must be cpu, cuda, cuda:N or auto")
         return value
 
+    @property
+    def has_key(self) -> bool:
+        """Whether requests need a key."""
+        return self.api_key is not None or self.api_keys_file is not None
+
     @model_validator(mode="after")
     def _public_only_on_purpose(self) -> Settings:
-        if not self.allow_public and not is_loopback(self.host):
+        hosts = {self.host}
+        if self.management_port is not None:
+            hosts.add(self.management_host or self.host)
+        if self.metrics and self.metrics_port is not None:
+            hosts.add(self.metrics_host or self.host)
+        public = sorted(host for host in hosts if not is_loopback(host))
+        if public and not self.has_key and not self.allow_public:
             raise ValueError(
-                f"host {self.host!r} can be reached from other machines and no key guards the service; listen on "
-                "127.0.0.1, or say --allow-public (ENSEMBLED_ALLOW_PUBLIC=1) where something in front of it does"
+                f"host {public[0]!r} can be reached from other machines and no key guards the service; set "
+                "ENSEMBLED_API_KEY, listen on 127.0.0.1, or say --allow-public (ENSEMBLED_ALLOW_PUBLIC=1) where "
+                "something in front of it does"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _management_behind_a_key(self) -> Settings:
+        host = (self.management_host or self.host) if self.management_port is not None else self.host
+        if self.management and not self.has_key and not is_loopback(host):
+            raise ValueError(
+                f"management on host {host!r} needs a key, --allow-public or not: set ENSEMBLED_API_KEY, or give "
+                "management a port of its own (--management-port) on --management-host 127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ports_of_their_own(self) -> Settings:
+        ports = {
+            "port": self.port,
+            "management-port": self.management_port,
+            "metrics-port": self.metrics_port if self.metrics else None,
+        }
+        fixed = {name: port for name, port in ports.items() if port}
+        if len(set(fixed.values())) < len(fixed):
+            raise ValueError(
+                f"{', '.join(fixed)} must differ, however: {', '.join(str(port) for port in fixed.values())}"
             )
         return self
 
@@ -143,7 +230,11 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
         SettingsError: with one line for each setting that is wrong.
     """
     # Compose files pass variables that are not set as empty text.
-    given = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) and value}
+    given = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PREFIX) and value and not _is_from_kubernetes(name, value)
+    }
     file = config or (Path(given[f"{PREFIX}CONFIG"]) if f"{PREFIX}CONFIG" in given else None)
     environment = {name: given[key] for name in Settings.model_fields if (key := f"{PREFIX}{name.upper()}") in given}
     # Each later one wins.
@@ -163,6 +254,26 @@ def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
         raise SettingsError("\n".join(_sentence(dict(e), places) for e in error.errors())) from None
 
 
+def unknown_variables(names: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting and is none, since it is most likely a typing error.
+
+    Args:
+        names: the environment. What its variables hold is not shown.
+    """
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    sentences = []
+    for name in sorted(names):
+        if not name.startswith(PREFIX) or name in known or name in _OTHERS or _is_from_kubernetes(name, names[name]):
+            continue
+        near = difflib.get_close_matches(name, [*known, _OTHERS[0]], n=1)
+        sentences.append(f"{name} is no setting and does nothing" + (f"; is {near[0]} meant?" if near else ""))
+    return sentences
+
+
+def _is_from_kubernetes(name: str, value: str) -> bool:
+    return bool(_KUBERNETES.fullmatch(name) or (name == f"{PREFIX}PORT" and _KUBERNETES_PORT.fullmatch(value)))
+
+
 def _sentence(error: Mapping[str, Any], places: Mapping[str, str]) -> str:
     text = str(error["msg"]).removeprefix("Value error, ")
     if not error["loc"]:
@@ -175,7 +286,8 @@ def _sentence(error: Mapping[str, Any], places: Mapping[str, str]) -> str:
         where = place.format(name.upper() if place.startswith(PREFIX) else name)
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such setting; there are {', '.join(Settings.model_fields)}"
-    return f"{where}: {text[:1].lower()}{text[1:]}, however: {error['input']!r}"
+    said = f"{where}: {text[:1].lower()}{text[1:]}"
+    return said if name in SECRETS else f"{said}, however: {error['input']!r}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

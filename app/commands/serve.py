@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,17 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from app import logs
-from app.settings import PREFIX, Settings, SettingsError, load
+from app.settings import PREFIX, SECRETS, Settings, SettingsError, load, unknown_variables
 
 DESCRIPTION = """\
 Serve every model below a directory (NAME/VERSION/manifest.json) over HTTP: a plain API at /predict and the Open
 Inference Protocol (V2) at /v2. Documentation with working examples is at /docs, metrics at /metrics. SIGTERM and
-Ctrl-C finish what was accepted."""
+Ctrl-C finish what was accepted. A key (ENSEMBLED_API_KEY, or --api-keys-file) guards all of it but health."""
 
 EPILOG = """\
 Each setting may also come from the environment variable in brackets, or from a TOML file (--config FILE or
-ENSEMBLED_CONFIG) with lines such as max-batch = 32. A flag wins over the environment, which wins over the file.
+ENSEMBLED_CONFIG) with lines such as max-batch = 32. A flag wins over the environment, which wins over the file. The
+one key of ENSEMBLED_API_KEY has no flag, since other users of the machine may read the command line.
 
 examples:
   ensembled serve --models models
@@ -32,10 +35,19 @@ _METAVARS = {
     "device": "DEVICE",
     "dtype": "DTYPE",
     "default_model": "NAME",
+    "api_keys_file": "FILE",
     "versions": "VERSIONS",
     "poll": "SECONDS",
+    "management_host": "ADDRESS",
+    "metrics_host": "ADDRESS",
+    "head_timeout": "SECONDS",
+    "idle_timeout": "SECONDS",
+    "answer_timeout": "SECONDS",
     "max_queue": "ROWS",
     "max_batch": "ROWS",
+    "max_delay": "SECONDS",
+    "default_timeout": "SECONDS",
+    "engine_timeout": "SECONDS",
     "max_body": "BYTES",
     "max_inflated_body": "BYTES",
     "body_timeout": "SECONDS",
@@ -51,6 +63,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
     for name, field in Settings.model_fields.items():
+        if name in SECRETS:
+            continue
         flag = f"--{name.replace('_', '-')}"
         default = "" if field.default in (None, PydanticUndefined) else f"; default: {field.default}"
         text = f"{field.description} [{PREFIX}{name.upper()}{default}]".replace("%", "%%")
@@ -62,22 +76,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Serve; 2 if the settings cannot be used."""
-    flags: dict[str, Any] = {n: v for n in Settings.model_fields if (v := getattr(args, n)) is not None}
+    flags: dict[str, Any] = {n: v for n in Settings.model_fields if (v := getattr(args, n, None)) is not None}
     try:
         settings = load(flags, args.config)
     except SettingsError as error:
         print(f"ensembled serve: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
+    for sentence in unknown_variables(os.environ):
+        logging.getLogger("app.settings").warning(sentence)
+    for name in SECRETS:
+        # The compilers that PyTorch starts have no need of it.
+        os.environ.pop(f"{PREFIX}{name.upper()}", None)
     # PyTorch is imported here, once the settings are known to be good.
     from app.engine import DeviceError
+    from app.keys import KeyFileError
     from app.repository import RepositoryError
     from app.server import serve
     from app.tracing import TracingError
 
     try:
         serve(settings)
-    except (RepositoryError, DeviceError, TracingError) as error:
+    except (RepositoryError, DeviceError, KeyFileError, TracingError) as error:
         print(f"ensembled serve: {error}", file=sys.stderr)
         return 2
     except SystemExit:

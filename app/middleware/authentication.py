@@ -31,9 +31,11 @@ class Authentication:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http":
             refused = self._refusal(scope)
-            if refused is not None:
+            # Health answers everybody, and tells more to those who may ask.
+            scope.setdefault("state", {})["may_ask"] = refused is None
+            if refused is not None and scope["path"] not in OPEN:
                 await send_error(scope, receive, send, refused)
                 return
         await self.app(scope, receive, send)
@@ -41,12 +43,9 @@ class Authentication:
     def _refusal(self, scope: Scope) -> Unauthorized | Forbidden | None:
         headers = Headers(scope=scope)
         if not self.keys:
-            foreign = headers.get("sec-fetch-site") == "cross-site" and scope["method"] not in ("GET", "HEAD")
-            return (
-                Forbidden("a web page of another site may not ask; use a client, or a page of this site")
-                if (foreign)
-                else None
-            )
+            if headers.get("sec-fetch-site") == "cross-site" and scope["method"] not in ("GET", "HEAD"):
+                return Forbidden("a web page of another site may not ask; use a client, or a page of this site")
+            return None
         sent = list(_sent(headers))
         if any(self.keys.owner(key) for key in sent[:_MOST_SENT]):
             return None

@@ -8,9 +8,14 @@ import re
 import socket
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
+from app.errors import Unavailable
+from app.keys import hash_line, make_key
+from app.server import create_app
+from app.settings import Settings
 from tests.app.support import ROOT, assert_same, command, expected, plain_body, rows_of
 
 BODY = json.dumps(plain_body(rows_of("classes", 2))).encode()
@@ -145,14 +150,12 @@ def test_the_application_answers_without_a_server_too(models, loaded, running):
         async with running(models=models, default_model="house") as client:
             answer = (await client.post("/predict", json=plain_body(rows_of("house", 3)))).json()
             assert_same(answer["outputs"], expected(loaded["house"], rows_of("house", 3)))
-            await client.service.engine.run(lambda: None)
+            service = client.service
+            model = service.repository.ready_model("house")
         # What comes after the end is told so.
-        return await client_after(client)
-
-    async def client_after(client):
-        service = client.service
-        model = service.repository.ready_model("house")
-        with pytest.raises(Exception, match=r"shutting down"):
+        with pytest.raises(Unavailable, match=r"shutting down"):
+            service.repository.ready_model("house")
+        with pytest.raises(Unavailable, match=r"shutting down"):
             await service.batcher.submit(model, {"input": np.zeros((1, 5), np.float32)}, ("mean",), 1)
 
     asyncio.run(main())
@@ -162,7 +165,7 @@ def test_an_error_of_the_service_itself_tells_the_log_and_not_the_client(models,
     async def main():
         async with running(models=models) as client:
 
-            async def broken(*_):
+            async def broken(*_, **__):
                 raise RuntimeError("the secret of /work")
 
             client.service.batcher.submit = broken
@@ -194,12 +197,57 @@ def test_what_cannot_be_served_ends_with_status_2_and_one_line(models, tmp_path,
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_status_2_and_says_so(models):
+@pytest.mark.parametrize("flag", ["--port", "--metrics-port"])
+def test_a_port_that_is_taken_is_status_2_and_says_so(models, flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = command("serve", "--models", models, "--port", port)
+        done = command("serve", "--models", models, "--port", 0, flag, port)
     assert done.returncode == 2
     assert "address already in use" in done.stderr
     assert str(port) in done.stderr
     assert "Traceback" not in done.stderr
     assert "listening" not in done.stderr
+
+
+def paths(app) -> set[str]:
+    return set(app.openapi()["paths"])
+
+
+def test_metrics_and_management_are_where_the_settings_say(models):
+    load = "/v2/repository/models/{name}/load"
+    app = create_app(Settings(models=models))
+    assert {"/metrics", load, "/predict"} <= paths(app)
+    assert app.state.ports == []
+    app = create_app(Settings(models=models, metrics=False))
+    assert "/metrics" not in paths(app)
+    app = create_app(Settings(models=models, metrics=False, metrics_port=7, management_port=0, management_host="::1"))
+    assert not {"/metrics", load} & paths(app)
+    (port,) = app.state.ports
+    assert (port.name, port.host, port.number) == ("management", "::1", 0)
+    assert paths(port.app) == {load, load.replace("/load", "/unload")}
+    assert (port.app.docs_url, port.app.openapi_url) == (None, None)
+
+
+def test_all_ports_share_one_service_and_one_set_of_keys(models, tmp_path):
+    key = make_key()
+    (tmp_path / "keys").write_text(hash_line(key))
+    app = create_app(Settings(models=models, api_keys_file=tmp_path / "keys", metrics_port=0))
+    (port,) = app.state.ports
+    assert port.app.state.service is app.state.service
+
+    async def main():
+        for asked, path in ((app, "/v2"), (port.app, "/metrics")):
+            transport = httpx.ASGITransport(asked)
+            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+                assert (await client.get(path)).status_code == 401
+                assert (await client.get(path, headers={"X-API-Key": key})).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_keys_that_cannot_be_read_end_with_status_2_and_one_line(models, tmp_path):
+    (tmp_path / "keys").write_text("a-key-in-clear")
+    done = command("serve", "--models", models, "--api-keys-file", tmp_path / "keys")
+    assert done.returncode == 2
+    assert re.fullmatch(r"ensembled serve: the file of keys \S+, line 1: a line is the SHA-256 .*\n", done.stderr)
+    assert "in-clear" not in done.stderr

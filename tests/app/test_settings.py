@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from app.settings import PREFIX, Settings, SettingsError, is_loopback, load
+from app.settings import PREFIX, SECRETS, Settings, SettingsError, is_loopback, load, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -17,15 +18,29 @@ def _no_settings(monkeypatch):
         monkeypatch.delenv(name)
 
 
+# What makes a key of a letter.
+LONG = "-bcdefgh-01234567"
+
 # Of each setting: as text, and what it becomes; for the file, the environment and a flag.
 VALUES = {
     "models": [("a", Path("a")), ("b", Path("b")), ("c", Path("c"))],
     "host": [("127.0.0.2", "127.0.0.2"), ("::1", "::1"), ("localhost", "localhost")],
     "port": [("1", 1), ("0", 0), ("65535", 65535)],
     "allow_public": [("true", True), ("0", False), ("yes", True)],
+    "api_key": [
+        ("a" + LONG, SecretStr("a" + LONG)),
+        ("b" + LONG, SecretStr("b" + LONG)),
+        ("c" + LONG, SecretStr("c" + LONG)),
+    ],
+    "api_keys_file": [("a", Path("a")), ("b", Path("b")), ("c", Path("c"))],
+    "management": [("true", True), ("0", False), ("yes", True)],
+    "management_host": [("127.0.0.2", "127.0.0.2"), ("::1", "::1"), ("localhost", "localhost")],
+    "management_port": [("1", 1), ("0", 0), ("65535", 65535)],
+    "metrics": [("false", False), ("1", True), ("no", False)],
+    "metrics_host": [("127.0.0.2", "127.0.0.2"), ("::1", "::1"), ("localhost", "localhost")],
+    "metrics_port": [("1", 1), ("0", 0), ("65535", 65535)],
     "versions": [("all", "all"), ("latest:2", "latest:2"), ("m=1,2", "m=1,2")],
     "poll": [("0.5", 0.5), ("2", 2.0), ("0", 0.0)],
-    "management": [("true", True), ("0", False), ("yes", True)],
     "device": [("cuda", "cuda"), ("cuda:1", "cuda:1"), ("auto", "auto")],
     "dtype": [("float16", "float16"), ("bfloat16", "bfloat16"), ("float64", "float64")],
     "threads": [("1", 1), ("2", 2), ("3", 3)],
@@ -36,6 +51,13 @@ VALUES = {
     "max_inflated_body": [("1024", 1024), ("2048", 2048), ("4096", 4096)],
     "max_body": [("1024", 1024), ("2048", 2048), ("4096", 4096)],
     "body_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "max_delay": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "default_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "engine_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "head_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "idle_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "answer_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
+    "max_connections": [("1", 1), ("2", 2), ("3", 3)],
     "shutdown_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
     "log_level": [("debug", "debug"), ("warning", "warning"), ("error", "error")],
     "log_format": [("json", "json"), ("text", "text"), ("json", "json")],
@@ -109,6 +131,12 @@ def test_other_variables_are_left_alone(monkeypatch):
         ("max_batch", "1.5", "valid integer"),
         ("max_queue", "0", "greater than or equal to 1"),
         ("max_body", "10", "greater than or equal to 1024"),
+        ("management_port", "65536", "less than or equal to 65535"),
+        ("metrics_port", "x", "valid integer"),
+        ("head_timeout", "0", "greater than 0"),
+        ("idle_timeout", "-1", "greater than 0"),
+        ("answer_timeout", "x", "valid number"),
+        ("max_connections", "0", "greater than or equal to 1"),
         ("shutdown_timeout", "0", "greater than 0"),
         ("shutdown_timeout", "inf", "less than or equal to 86400"),
         ("shutdown_timeout", "nan", "less than or equal to 86400"),
@@ -167,6 +195,106 @@ def test_an_address_that_others_reach_must_be_meant(host):
     assert "--allow-public (ENSEMBLED_ALLOW_PUBLIC=1)" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
     assert load({"host": host, "allow_public": "true"}).host == host
+
+
+@pytest.mark.parametrize("given", [{"api_key": "a" + LONG}, {"api_keys_file": "keys"}])
+def test_with_a_key_others_may_reach_it(given):
+    assert not load({}).has_key
+    made = load({"host": "0.0.0.0", **given})
+    assert (made.has_key, made.allow_public) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["management", "metrics"])
+def test_no_port_of_its_own_is_public_unless_it_is_meant(name):
+    public = {f"{name}_host": "0.0.0.0", "management": "1"}
+    # Without a port of its own, the address is of no meaning.
+    assert load(public).port == 8000
+    with pytest.raises(SettingsError, match=r"host '0\.0\.0\.0' can be reached from other machines and no key"):
+        load({**public, f"{name}_port": "1"})
+    assert load({**public, f"{name}_port": "1", "api_key": "a" + LONG}).has_key
+    assert load({f"{name}_port": "1"}).host == "127.0.0.1"
+
+
+def test_management_that_others_reach_needs_a_key_whatever_is_in_front_of_it():
+    public = {"host": "0.0.0.0", "allow_public": "1", "management": "1"}
+    with pytest.raises(SettingsError, match=r"management on host '0\.0\.0\.0' needs a key, --allow-public or not"):
+        load(public)
+    assert load({**public, "api_key": "a" + LONG}).management
+    assert load({**public, "management_port": "1", "management_host": "127.0.0.1"}).management
+    assert load({"management": "1"}).management
+
+
+def test_ports_that_are_fixed_differ():
+    with pytest.raises(SettingsError, match=r"^port, metrics-port must differ, however: 7, 7$"):
+        load({"port": "7", "metrics_port": "7"})
+    with pytest.raises(SettingsError, match=r"^management-port, metrics-port must differ"):
+        load({"port": "0", "metrics_port": "7", "management_port": "7"})
+    assert load({"port": "7", "metrics_port": "7", "metrics": "0"}).port == 7
+    assert load({"port": "0", "metrics_port": "0", "management_port": "0"}).port == 0
+
+
+@pytest.mark.parametrize("key", ["short", "a" * 40, "with a space " + LONG, "ä" + LONG, "x" * 1000])
+def test_a_weak_key_is_refused_and_not_shown(key, monkeypatch, tmp_path):
+    monkeypatch.setenv("ENSEMBLED_API_KEY", key)
+    with pytest.raises(SettingsError, match=r"^ENSEMBLED_API_KEY: a key ") as refused:
+        load({})
+    assert key not in str(refused.value)
+    monkeypatch.delenv("ENSEMBLED_API_KEY")
+    (tmp_path / "a.toml").write_text(f"api-key = '{key}'")
+    with pytest.raises(SettingsError, match=r"a\.toml, api_key: a key ") as refused:
+        load({}, tmp_path / "a.toml")
+    assert key not in str(refused.value)
+
+
+def test_a_key_is_never_shown(monkeypatch):
+    key = "a" + LONG
+    monkeypatch.setenv("ENSEMBLED_API_KEY", key)
+    made = load({})
+    assert made.api_key.get_secret_value() == key
+    for shown in (str(made), repr(made), str(made.model_dump()), made.model_dump_json()):
+        assert LONG not in shown
+    monkeypatch.setenv("ENSEMBLED_PORT", "x")
+    with pytest.raises(SettingsError) as refused:
+        load({})
+    assert LONG not in str(refused.value)
+    with pytest.raises(ValueError, match="port") as direct:
+        Settings(api_key=key, port="x")
+    assert LONG not in str(direct.value)
+    assert {"api_key"} == SECRETS
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ENSEMBLED_PROT", "; is ENSEMBLED_PORT meant?"),
+        ("ENSEMBLED_APIKEY", "; is ENSEMBLED_API_KEY meant?"),
+        ("ENSEMBLED_MAX_QEUE", "; is ENSEMBLED_MAX_QUEUE meant?"),
+        ("ENSEMBLED_CONFG", "; is ENSEMBLED_CONFIG meant?"),
+        ("ENSEMBLED_ZZZZZZZZZZZZZZZZZZZZ", ""),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named_with_what_is_meant(name, meant):
+    assert unknown_variables({name: "secret", "OTHER": "1"}) == [f"{name} is no setting and does nothing{meant}"]
+
+
+def test_variables_that_are_read_are_no_typing_errors():
+    known = {f"{PREFIX}{name.upper()}": "" for name in Settings.model_fields}
+    assert unknown_variables(known | {"ENSEMBLED_CONFIG": "a", "ENSEMBLED_MODELS_DIR": "b", "PATH": "c"}) == []
+
+
+def test_what_kubernetes_says_of_a_service_of_this_name_is_no_setting(monkeypatch):
+    said = {
+        "ENSEMBLED_SERVICE_HOST": "10.0.0.1",
+        "ENSEMBLED_SERVICE_PORT": "8000",
+        "ENSEMBLED_SERVICE_PORT_HTTP": "8000",
+        "ENSEMBLED_PORT": "tcp://10.0.0.1:8000",
+        "ENSEMBLED_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "ENSEMBLED_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert load({}) == Settings()
+    assert unknown_variables(said) == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

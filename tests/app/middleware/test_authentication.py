@@ -20,7 +20,8 @@ def ask(keys: Keys, path: str = "/predict", method: str = "POST", headers=(), ki
 
     async def app(scope, receive, send):
         reached.append(scope)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        seen = str(scope.get("state", {}).get("may_ask")).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-may-ask", seen)]})
         await send({"type": "http.response.body", "body": b"{}"})
 
     async def receive():
@@ -83,8 +84,11 @@ def test_without_the_key_the_answer_is_401_and_how_to_send_one(headers, says):
 
 
 @pytest.mark.parametrize("path", sorted(OPEN))
-def test_health_is_open(path):
-    assert ask(Keys(KEY), path, "GET")[0] == 200
+def test_health_is_open_and_knows_who_may_ask(path):
+    assert ask(Keys(KEY), path, "GET") == (200, {b"x-may-ask": b"False"}, {})
+    assert ask(Keys(KEY), path, "GET", [(b"x-api-key", b"wrong")])[1] == {b"x-may-ask": b"False"}
+    assert ask(Keys(KEY), path, "GET", [(b"x-api-key", KEY.encode())])[1] == {b"x-may-ask": b"True"}
+    assert ask(Keys(), path, "GET")[1] == {b"x-may-ask": b"True"}
 
 
 @pytest.mark.parametrize(
