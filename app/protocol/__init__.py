@@ -13,7 +13,15 @@ from app.protocol.datatypes import (
     datatype_of,
 )
 from app.protocol.document import parse_json
-from app.protocol.options import DEFAULT_PRIORITY, LONGEST_TIMEOUT, PRIORITIES, TIMEOUT_HEADER, parse_timeout
+from app.protocol.options import (
+    DEFAULT_PRIORITY,
+    LONGEST_TIMEOUT,
+    PRIORITIES,
+    TIMEOUT_HEADER,
+    explain_plain_options,
+    explain_v2_options,
+    parse_timeout,
+)
 from app.protocol.plain import decode_predict, encode_predict
 from app.protocol.request import InferRequest, Options, RequestedOutput
 from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, array_to_json
@@ -42,6 +50,8 @@ __all__ = [
     "decode_predict",
     "encode_infer",
     "encode_predict",
+    "explain_plain_options",
+    "explain_v2_options",
     "parse_header_length",
     "parse_json",
     "parse_timeout",

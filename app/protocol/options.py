@@ -11,7 +11,7 @@ typing errors, and refuses every name that it does not know.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.errors import BadRequest
@@ -24,6 +24,8 @@ __all__ = [
     "MOST_MEMBERS",
     "PRIORITIES",
     "TIMEOUT_HEADER",
+    "explain_plain_options",
+    "explain_v2_options",
     "parse_timeout",
     "read_plain_options",
     "read_v2_options",
@@ -39,8 +41,16 @@ DEFAULT_PRIORITY = 5
 MOST_MEMBERS = 2**31 - 1
 
 _MICROSECONDS = 1_000_000
+_MEANINGS = {
+    "members": "use only the first so many members: 1 to {members}",
+    "tolerance": "evaluate members, in steps, until the standard error of the mean is at most this, or all are used",
+    "timeout": "microseconds after which the answer is of no use any more, and the request is answered 504 instead",
+    "timeout_seconds": "seconds after which the answer is of no use any more, and the request is answered 504 instead",
+    "priority": "1 (most urgent) to {priorities}; 0 or none is {default}",
+}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 _PLAIN = ("members", "tolerance", "timeout_seconds", "priority")
+_V2 = ("members", "tolerance", "timeout", "priority")
 
 
 def parse_timeout(value: str | None) -> float | None:
@@ -87,6 +97,21 @@ def read_plain_options(
             raise BadRequest(f"parameters must be among {listing(_PLAIN)}, however: {quote(name)}")
     own = _positive(parameters, "timeout_seconds", LONGEST_TIMEOUT)
     return _options(parameters, own, most_members, timeout)
+
+
+def explain_v2_options(most_members: int) -> dict[str, str]:
+    """What each parameter of a V2 request means, for people; as far as it depends on the model, for this one."""
+    return _explain(_V2, most_members)
+
+
+def explain_plain_options(most_members: int) -> dict[str, str]:
+    """The same for the plain API."""
+    return _explain(_PLAIN, most_members)
+
+
+def _explain(names: Sequence[str], most_members: int) -> dict[str, str]:
+    words = {"members": most_members, "priorities": PRIORITIES, "default": DEFAULT_PRIORITY}
+    return {name: _MEANINGS[name].format(**words) for name in names}
 
 
 def _options(

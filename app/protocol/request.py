@@ -45,7 +45,7 @@ class Options:
     Attributes:
         members: use only the first so many members.
         tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this.
-        timeout: seconds from now after which the answer is of no use any more.
+        timeout: seconds from the request's arrival after which the answer is of no use any more.
         priority: greater is more urgent; from -4 to 4.
     """
 

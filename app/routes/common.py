@@ -62,8 +62,13 @@ async def ask(request: Request, model: Served, asked: InferRequest) -> Answer:
 
 
 def details_of(model: Served, answer: Answer) -> dict[str, Any]:
-    """What an answer says so that it can be replayed; ``members`` is how many were evaluated."""
-    return model.details if answer.members is None else {**model.details, "members": answer.members}
+    """What an answer says so that it can be replayed, and of which rows some output is no finite number."""
+    details = dict(model.details)
+    if answer.members is not None:
+        details["members"] = answer.members
+    if answer.non_finite_rows:
+        details["non_finite_rows"] = list(answer.non_finite_rows)
+    return details
 
 
 def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

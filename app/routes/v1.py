@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.protocol import decode_predict, encode_predict
+from app.protocol import decode_predict, encode_predict, explain_plain_options
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.routes.v2 import metadata
 from app.routes.v2_repository import states
@@ -41,7 +41,7 @@ async def describe(request: Request, name: str) -> Response:
     made = model.ensemble
     recipe = made.origin.recipe
     about: dict[str, Any] = {
-        **metadata(request, model),
+        **metadata(request, model, explain_plain_options(len(made))),
         "recipe": {"name": recipe.name, **recipe.settings()} if recipe else None,
         "metadata": made.metadata,
         "device": str(made.device),

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.errors import Unavailable
-from app.protocol import HEADER_LENGTH, decode_infer, encode_infer, parse_header_length
+from app.protocol import HEADER_LENGTH, decode_infer, encode_infer, explain_v2_options, parse_header_length
 from app.repository import Entry
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
@@ -15,7 +15,14 @@ from app.version import VERSION
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol (V2)"])
 
-EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+]
 # Triton's clients take the bare word "ensemble" for a pipeline of models.
 PLATFORM = "pytorch_ensemble"
 
@@ -40,17 +47,19 @@ async def ready(request: Request) -> Response:
     if repository.ready:
         return json_response({"ready": True})
     error = "the service is shutting down" if repository.draining else "not ready"
-    return json_response({"ready": False, "error": error, "models": repository.waiting}, 503)
+    # Asked without the key, too, and then names and reasons are nobody's business.
+    told = {"models": repository.waiting} if getattr(request.state, "may_ask", True) else {}
+    return json_response({"ready": False, "error": error, **told}, 503)
 
 
 @router.get("/models/{name}", summary="Model metadata")
 async def model_metadata(request: Request, name: str) -> Response:
-    return json_response(metadata(request, chosen_model(request, name)))
+    return _metadata(request, name)
 
 
 @router.get("/models/{name}/versions/{version}", summary="Model metadata of a version")
 async def version_metadata(request: Request, name: str, version: str) -> Response:
-    return json_response(metadata(request, chosen_model(request, name, version)))
+    return _metadata(request, name, version)
 
 
 @router.get("/models/{name}/ready", summary="Can this model answer?")
@@ -71,6 +80,11 @@ async def infer(request: Request, name: str) -> Response:
 @router.post("/models/{name}/versions/{version}/infer", summary="Infer with a version")
 async def infer_with_version(request: Request, name: str, version: str) -> Response:
     return await _infer(request, name, version)
+
+
+def _metadata(request: Request, name: str, version: str | None = None) -> Response:
+    model = chosen_model(request, name, version)
+    return json_response(metadata(request, model, explain_v2_options(len(model.ensemble))))
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
@@ -97,7 +111,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
 
 
-def metadata(request: Request, model: Served) -> dict[str, Any]:
+def metadata(request: Request, model: Served, request_parameters: dict[str, str]) -> dict[str, Any]:
     """The protocol's model metadata; what this service adds to it stands under ``parameters``."""
     return {
         "name": model.name,
@@ -113,5 +127,9 @@ def metadata(request: Request, model: Served) -> dict[str, Any]:
             }
             for o in model.outputs.values()
         ],
-        "parameters": {**model.details, "task": model.ensemble.task},
+        "parameters": {
+            **model.details,
+            "task": model.ensemble.task,
+            "request_parameters": request_parameters,
+        },
     }

@@ -6,7 +6,9 @@ import asyncio
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
 from tests.app.support import MEMBERS, assert_same, expected, plain_body, rows_of
 
@@ -145,6 +147,9 @@ def test_the_list_of_models_and_all_that_is_known_of_one(client, loaded):
     assert about["metadata"] == loaded["classes"].metadata
     assert about["weight_bytes"] == loaded["classes"].members.nbytes
     assert about["checked_against_loop"]["relative_error"] < 1e-4
+    explained = about["parameters"].pop("request_parameters")
+    assert list(explained) == ["members", "tolerance", "timeout_seconds", "priority"]
+    assert explained["members"].endswith(f"1 to {MEMBERS}")
     assert about["parameters"] == {"members": MEMBERS, "seed": 2, "task": "classification"}
     assert client.get("/v1/models/nobody").status_code == 404
     assert json.dumps(about)
@@ -155,6 +160,32 @@ def test_a_parameter_that_does_nothing_is_refused(client):
     reply = client.post("/predict", json=body)
     assert reply.status_code == 400
     assert reply.json()["error"].endswith("'priority', however: 'memebrs'")
+
+
+def test_fewer_members_are_used_and_said(client, loaded):
+    inputs = rows_of("classes", 2)
+    body = plain_body(inputs, ["mean"]) | {"parameters": {"members": 3, "priority": 1, "timeout_seconds": 60}}
+    answer = client.post("/predict", json=body, headers={"X-Request-Timeout": "60"}).json()
+    assert answer["members"] == 3
+    three = loaded["classes"].predict(torch.from_numpy(inputs["input"]), statistics=["mean"], members=3)
+    np.testing.assert_allclose(answer["outputs"]["mean"], three.flat()["mean"].numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "headers"), [({"timeout_seconds": 1e-6}, {}), ({}, {"X-Request-Timeout": "0.000001"})]
+)
+def test_what_comes_after_its_deadline_is_told_so(client, parameters, headers):
+    body = plain_body(rows_of("classes", 1)) | {"parameters": parameters}
+    reply = client.post("/predict", json=body, headers=headers)
+    assert reply.status_code == 504
+    assert "deadline" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "1e3", "99999999"])
+def test_a_deadline_that_is_none_is_refused(client, value):
+    reply = client.post("/predict", json=plain_body(rows_of("classes", 1)), headers={"X-Request-Timeout": value})
+    assert reply.status_code == 400
+    assert "X-Request-Timeout must be seconds" in reply.json()["error"]
 
 
 def test_a_balancer_may_ask_with_head(client):

@@ -137,7 +137,14 @@ def test_inputs_with_different_rows_are_refused(client):
 def test_server_metadata_and_health(client):
     about = client.get("/v2").json()
     assert about["name"] == "ensembled"
-    assert about["extensions"] == ["binary_tensor_data", "statistics"]
+    assert about["extensions"] == [
+        "binary_tensor_data",
+        "model_configuration",
+        "model_repository",
+        "parameters",
+        "schedule_policy",
+        "statistics",
+    ]
     assert about["version"]
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
@@ -157,6 +164,9 @@ def test_model_metadata(client, loaded, path):
         statistic, shape = described[output["name"]]
         assert output["shape"] == [-1, *shape]
         assert output["parameters"]["default"] == statistic.default
+    explained = about["parameters"].pop("request_parameters")
+    assert list(explained) == ["members", "tolerance", "timeout", "priority"]
+    assert explained["members"].endswith(f"1 to {MEMBERS}")
     assert about["parameters"] == {"members": MEMBERS, "seed": 0, "task": "raw"}
 
 
