@@ -1,4 +1,8 @@
-"""The ASGI application, and the process that serves it."""
+"""The ASGI applications, one for each port, and the process that serves them.
+
+Metrics and management may have a port of their own, which can be closed to those who ask the models. All ports belong
+to one uvicorn server, on one event loop, and share one service and one set of keys.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,28 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import RedirectResponse
+from uvicorn.config import STARTUP_FAILURE
 
-from app import metrics, tracing
-from app.connection import Connection
+from app import tracing
+from app.connection import Limits, connections_within
 from app.errors import MethodNotAllowed, NotFound, ServiceError
-from app.middleware import BodyLimit, Compression, Inflation, Observation
+from app.keys import Keys
+from app.middleware import Authentication, BodyLimit, Compression, Inflation, Observation
 from app.middleware.answer import error_response
+from app.open_files import allow_open_files
 from app.openapi import document
-from app.routes import v1, v2, v2_configuration, v2_repository, v2_statistics
+from app.routes import metrics, v1, v2, v2_configuration, v2_repository, v2_statistics
 from app.routes.common import json_response
 from app.service import Service
 from app.settings import Settings
@@ -32,14 +41,29 @@ from app.version import VERSION
 log = logging.getLogger("app.server")
 
 
+@dataclass(frozen=True)
+class Port:
+    """What is served beside the models on a port of its own."""
+
+    name: str
+    host: str
+    number: int
+    app: FastAPI
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings; models are loaded when it starts.
+
+    Its state holds the `service`, and as `ports` what other ports serve.
 
     Raises:
         RepositoryError: there is no model to serve.
         DeviceError: the device is not there.
+        KeyFileError: the file of keys cannot be used.
+        TracingError: traces are asked for and cannot be sent.
     """
     traces = tracing.from_environment()
+    keys = Keys(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_keys_file)
     service = Service(settings)
 
     @contextlib.asynccontextmanager
@@ -62,32 +86,53 @@ def create_app(settings: Settings) -> FastAPI:
         # A redirect names the host that the client named, and few clients follow one with a body.
         redirect_slashes=False,
     )
-    app.state.service = service
     app.include_router(v1.router)
     app.include_router(v2_repository.router)
-    app.include_router(v2_repository.management)
     app.include_router(v2_statistics.router)
     app.include_router(v2.router)
     app.include_router(v2_configuration.router)
-
-    @app.get("/metrics", summary="Prometheus metrics", tags=["Operation"], response_class=PlainTextResponse)
-    async def metrics_page() -> Response:
-        return Response(service.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def home() -> Response:
         return RedirectResponse("/docs")
 
-    app.add_exception_handler(ServiceError, _answer_service_error)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_middleware(Compression, endings=("/infer", "/predict"))
-    # Outside of it stands what limits the bytes that are sent, so the last one added sees them first.
-    app.add_middleware(Inflation, limit=settings.max_inflated_body)
-    app.add_middleware(BodyLimit, limit=settings.max_body, seconds=settings.body_timeout)
-    app.add_middleware(Observation, metrics=service.metrics, tracing=traces)
+    _complete(app, service, keys, traces)
+    app.state.ports = []
+    for name, router, wanted, host, number in _beside_the_models(settings):
+        if not wanted:
+            continue
+        if number is None:
+            app.include_router(router)
+        else:
+            # Nothing but what it is for, so no documentation either.
+            other = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+            other.include_router(router)
+            _complete(other, service, keys, traces)
+            app.state.ports.append(Port(name, host or settings.host, number, other))
     # FastAPI's own way to describe an application otherwise.
     app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]
     return app
+
+
+def _beside_the_models(settings: Settings) -> Iterator[tuple[str, APIRouter, bool, str | None, int | None]]:
+    """Of each: its name, what it serves, whether it is wanted, and where; no port is that of the models."""
+    # It says itself that it is switched off, and how that is changed.
+    yield "management", v2_repository.management, True, settings.management_host, settings.management_port
+    yield "metrics", metrics.router, settings.metrics, settings.metrics_host, settings.metrics_port
+
+
+def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracing | None) -> None:
+    """What every port has in common: how errors are answered, and what a request passes on its way."""
+    app.state.service = service
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    # The last one that is added is the first one that a request meets.
+    app.add_middleware(Compression, endings=("/infer", "/predict"))
+    # Outside of it stands what limits the bytes that are sent.
+    app.add_middleware(Inflation, limit=service.settings.max_inflated_body)
+    app.add_middleware(BodyLimit, limit=service.settings.max_body, seconds=service.settings.body_timeout)
+    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(Observation, metrics=service.metrics, tracing=traces)
 
 
 async def _answer_service_error(_: Request, error: Exception) -> Response:
@@ -100,7 +145,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            return error_response(NotFound("there is no such path; GET /docs lists what there is"))
+            hint = "; GET /docs lists what there is" if request.app.openapi_url else " on this port"
+            return error_response(NotFound(f"there is no such path{hint}"))
         case 405:
             allowed = (error.headers or {}).get("Allow", "")
             text = f"{request.method} is not allowed here" + (f"; use {allowed}" if allowed else "")
@@ -111,19 +157,46 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, which port 0 leaves open until then; and stops loading at once when it is to stop."""
+    """Listens on several ports, says on which (port 0 leaves that open), and stops loading when it is to stop."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, others: dict[str, uvicorn.Config]) -> None:
         super().__init__(config)
         self.service = service
+        self.others = others
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
-        for server in self.servers if self.started else []:
+        if not self.started:
+            return
+        listening = {"documentation at /docs": self.servers[0]}
+        for name, config in self.others.items():
+            listening[name] = await self._listen(config)
+        for name, server in listening.items():
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
-                log.info("listening on http://%s:%d (documentation at /docs)", shown, port)
+                log.info("listening on http://%s:%d (%s)", shown, port, name)
+
+    async def _listen(self, config: uvicorn.Config) -> asyncio.Server:
+        """As uvicorn listens on its one port; since the state is shared, it stops and counts for all of them."""
+        config.load()
+        try:
+            server: asyncio.Server = await asyncio.get_running_loop().create_server(
+                lambda: config.http_protocol_class(  # type: ignore[call-arg]
+                    config=config, server_state=self.server_state, app_state=self.lifespan.state
+                ),
+                host=config.host,
+                port=config.port,
+                backlog=config.backlog,
+            )
+        except OSError as error:
+            log.error("%s", error)
+            for listener in self.servers:
+                listener.close()
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        self.servers.append(server)
+        return server
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # What is sent on open connections until they are closed.
@@ -136,27 +209,42 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _configuration(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Config:
+    def refused(reason: str) -> None:
+        app.state.service.metrics.refused(None, reason)
+
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=connections_within(
+            Limits(settings.max_connections, settings.head_timeout, settings.answer_timeout, refused)
+        ),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Nobody's word is taken for where a request comes from.
+        proxy_headers=False,
+        timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
+    )
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted.
 
     Raises:
-        RepositoryError, DeviceError: as :func:`create_app`.
-        SystemExit: the address is taken, or is none of this machine's; the log says which.
+        RepositoryError, DeviceError, KeyFileError, TracingError: as :func:`create_app`.
+        SystemExit: an address is taken, or is none of this machine's; the log says which.
     """
     app = create_app(settings)
+    # A connection is an open file, and systems allow few unless they are asked.
+    allow_open_files(settings.max_connections * (1 + len(app.state.ports)))
     server = _Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http=Connection,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
-        ),
+        _configuration(app, settings.host, settings.port, settings),
         app.state.service,
+        {port.name: _configuration(port.app, port.host, port.number, settings) for port in app.state.ports},
     )
     # uvicorn raises the signal again once it has stopped; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
