@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 # Sizes of the buffers whose reading is timed: from what fits a core's own cache to what fits none.
-_SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
+SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
 
 
 def describe(packages: Sequence[str] = ()) -> str:
@@ -98,12 +98,18 @@ class Limits:
         return Limits(bandwidth, max(self.float32, other.float32), max(self.bfloat16, other.bfloat16))
 
 
-def limits(seconds: float = 8.0) -> Limits:
-    """Measure them, with the threads that PyTorch uses."""
-    share = seconds / (len(_SIZES) + 4)
-    largest = min(max(_SIZES), 2 ** int(math.log2(max(2**20, free_memory() // 4))))
+def limits(seconds: float = 8.0, sizes: Sequence[int] = SIZES) -> Limits:
+    """Measure them, with the threads that PyTorch uses.
+
+    Args:
+        seconds: about how long.
+        sizes: bytes of the buffers, powers of two; those that would take over a quarter of the free memory are left
+            out.
+    """
+    share = seconds / (len(sizes) + 4)
+    largest = min(max(sizes), 2 ** int(math.log2(max(2**20, free_memory() // 4))))
     buffer = torch.ones(largest // 4)
-    bandwidth = {size: size / min(_reading(buffer[: size // 4], share)) for size in _SIZES if size <= largest}
+    bandwidth = {size: size / min(_reading(buffer[: size // 4], share)) for size in sizes if size <= largest}
     peak = {}
     for dtype in (torch.float32, torch.bfloat16):
         found = []

@@ -50,7 +50,7 @@ def onnxruntime(case: Case, count: int) -> Prepare:
     """One ONNX graph for all members, exported from PyTorch, in ONNX Runtime."""
     import onnxruntime as ort
 
-    stacked = _Stacked(case, count)
+    stacked = Stacked(case, count)
 
     def prepare(inputs: Inputs) -> Call:
         program = stacked.exported(inputs)
@@ -75,7 +75,7 @@ def openvino(case: Case, count: int) -> Prepare:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino as ov
 
-    stacked = _Stacked(case, count)
+    stacked = Stacked(case, count)
 
     def prepare(inputs: Inputs) -> Call:
         settings = {
@@ -159,7 +159,7 @@ def _vmapped(module: nn.Module, weights: dict[str, Tensor]) -> Callable[..., Ten
     return lambda *inputs: torch.vmap(one, in_dims=(0, *(None for _ in inputs)))(weights, *inputs)
 
 
-class _Stacked(nn.Module):
+class Stacked(nn.Module):
     """All members as one module: what is exported for the runtimes that take a graph."""
 
     def __init__(self, case: Case, count: int) -> None:

@@ -1,0 +1,37 @@
+import pytest
+
+from benchmarks.machine import Limits, describe, free_memory, limits, version
+
+
+def test_limits_are_measured():
+    found = limits(0.2, sizes=(2**17, 2**20, 2**22))
+    assert 1e8 < found.streaming < 1e13
+    assert 1e8 < found.float32 < 1e15
+    # A smaller buffer is read at least as fast.
+    speeds = [found.bandwidth[size] for size in sorted(found.bandwidth)]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_a_bound_is_reading_or_computing():
+    ceilings = Limits({1000: 100.0, 10_000: 10.0}, float32=50.0, bfloat16=90.0)
+    assert ceilings.seconds(5000, 0) == 5000 / 100
+    assert ceilings.seconds(20_000, 0) == 20_000 / 10
+    assert ceilings.seconds(10, 500) == 10
+    assert ceilings.streaming == 10
+
+
+def test_the_best_of_two_measurements():
+    a = Limits({1: 10.0, 2: 20.0}, 5.0, 6.0)
+    b = Limits({1: 12.0, 2: 4.0}, 7.0, 3.0)
+    assert a.best(b) == Limits({1: 20.0, 2: 20.0}, 7.0, 6.0)
+
+
+def test_description():
+    assert "torch" in describe()
+    assert version("no-such-package") is None
+    assert "no-such-package" not in describe(["no-such-package"])
+    assert free_memory() > 0
+
+
+def test_speeds_are_positive():
+    assert Limits({1: 1.0}, 1.0, 1.0).reading(0.5) == pytest.approx(1.0)
