@@ -30,7 +30,7 @@ log = logging.getLogger("app.engine")
 T = TypeVar("T")
 
 # Seconds that :meth:`Engine.close` waits for the call that runs.
-_LAST_CALL = 5.0
+_LAST_CALL = 3.0
 
 
 class DeviceError(Exception):
