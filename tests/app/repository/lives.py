@@ -14,18 +14,13 @@ import ensemble
 WIDE = 3
 
 
-def build(path: Path, seed: int, members: int = 5) -> Path:
-    """An ensemble whose every answer depends on its seed; put there as `ensembled build` does, whole or not at all."""
+def build(path: Path, seed: int, hidden: int = 4) -> Path:
+    """An ensemble whose every answer depends on its seed."""
     torch.manual_seed(0)
-    trained = nn.Sequential(nn.Linear(WIDE, 4), nn.Tanh(), nn.Linear(4, 2))
-    ensemble.perturb(
-        trained,
-        ensemble.Gaussian(scale=0.5),
-        members=members,
-        seed=seed,
-        example=torch.ones(2, WIDE),
-        task="regression",
-    ).save(path, overwrite=True)
+    trained = nn.Sequential(nn.Linear(WIDE, hidden), nn.Tanh(), nn.Linear(hidden, 2))
+    recipe = ensemble.Gaussian(scale=0.5)
+    made = ensemble.perturb(trained, recipe, members=5, seed=seed, example=torch.ones(2, WIDE), task="regression")
+    made.save(path)
     return path
 
 
