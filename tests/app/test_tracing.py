@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -210,7 +211,8 @@ def test_a_real_service_sends_its_spans_before_it_ends_and_its_log_names_the_tra
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     try:
         endpoint = f"http://127.0.0.1:{collector.server_port}"
-        settings = ("--models", models, "--log-format", "json")
+        shutil.copytree(models / "house", tmp_path / "models" / "house")
+        settings = ("--models", tmp_path / "models", "--log-format", "json")
         with serving(tmp_path / "log", *settings, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as server:
             server.wait_ready()
             reply = server.post("/v1/models/house/predict", json=plain_body(rows_of("house", 1)))
