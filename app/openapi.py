@@ -9,68 +9,27 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from numpy.typing import NDArray
 
+from app import openapi_schemas as schemas
+from app.middleware.authentication import OPEN
+from app.protocol import HEADER_LENGTH
 from app.repository import Repository
 from app.served import Served, few_digits
 
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_MODEL_ERRORS = {
-    "404": "no such model or version",
-    "503": "the model is loading, or the service is shutting down",
-}
-_BODY_ERRORS = {
-    "400": "the request is wrong; the text says what would be right",
-    "408": "the body did not arrive in time",
-    "413": "the body is too large",
-    "415": "the body is compressed",
-    "429": "too many rows wait; Retry-After says when to come back",
-}
-# As everywhere, null is as good as left out, and a number is an id too.
-_ID = {"type": ["string", "number", "null"], "pattern": "^[A-Za-z0-9._:-]{0,128}$"}
-_PARAMETERS = {"type": ["object", "null"]}
-_TENSOR = {
-    "type": "object",
-    "required": ["name", "shape", "datatype"],
-    "properties": {
-        "name": {"type": "string"},
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "datatype": {"type": "string", "examples": ["FP32"]},
-        "parameters": _PARAMETERS,
-        "data": {"type": "array", "items": {}, "description": "row-major, flat or nested"},
-    },
-}
-_PREDICT = {
-    "type": "object",
-    "required": ["inputs"],
-    "additionalProperties": False,
-    "properties": {
-        "inputs": {
-            "description": "a list of rows, or an object with a list of rows for each input",
-            "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}],
-        },
-        "outputs": {"type": ["array", "null"], "items": {"type": "string"}, "description": "statistics to send back"},
-        "id": _ID,
-        "parameters": _PARAMETERS,
-    },
-}
-_INFER = {
-    "type": "object",
-    "required": ["inputs"],
-    "properties": {
-        "id": _ID,
-        "parameters": _PARAMETERS,
-        "inputs": {"type": "array", "minItems": 1, "items": _TENSOR},
-        "outputs": {
-            "type": ["array", "null"],
-            "items": {
-                "type": "object",
-                "required": ["name"],
-                "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
-            },
-        },
-    },
-}
 # An example of more numbers than this makes the page unusable.
 _MOST_NUMBERS = 10_000
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_REPOSITORY = {"index": schemas.INDEX, "load": schemas.LOAD, "unload": schemas.UNLOAD}
+_ANSWERS = {
+    "/config": schemas.CONFIG,
+    "/stats": schemas.STATISTICS,
+    "/index": schemas.INDEX_ANSWER,
+    "/load": {"type": "object"},
+    "/unload": {"type": "object"},
+}
 
 
 def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
@@ -82,39 +41,92 @@ def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
         summary="One trained model as an ensemble that says how sure it is.",
         description=_describe(repository),
     )
+    # FastAPI's own validation is not used on bodies; errors look alike everywhere.
     whole.get("components", {}).pop("schemas", None)
+    if guarded := app.state.service.settings.has_key:
+        whole.setdefault("components", {})["securitySchemes"] = _KEYS
+        whole["security"] = [{name: []} for name in _KEYS]
     ready = [entry.model for entry in repository.entries.values() if entry.model is not None]
     for path, methods in whole["paths"].items():
         for operation in methods.values():
-            # FastAPI's own validation is not used on bodies; errors look alike everywhere.
-            operation["responses"].pop("422", None)
-            for parameter in operation.get("parameters", []):
-                choices = {m.name if parameter["name"] == "name" else m.version for m in ready}
-                parameter["schema"] = {"type": "string", "examples": sorted(choices)}
-                if len(choices) == 1:
-                    parameter["example"] = next(iter(choices))
-            asks_a_model = path.endswith(("/predict", "/infer"))
-            errors = _MODEL_ERRORS if asks_a_model or "{name}" in path or path.endswith("/ready") else {}
-            for status, text in sorted({**errors, **(_BODY_ERRORS if asks_a_model else {})}.items()):
-                operation["responses"][status] = _json(_ERROR, description=text)
+            _name_models(operation, ready)
+            _describe_answers(path, operation, guarded)
         shown = [m for m in ready if _numbers_in_example(m) <= _MOST_NUMBERS]
         if path == "/predict":
             shown = [m for m in shown if m.name == repository.default]
         if path.endswith("/predict"):
-            _fill(methods["post"], _PREDICT, {m.name: (_predict_request(m), _predict_answer(m)) for m in shown})
+            _fill_predict(methods["post"], shown)
         elif path.endswith("/infer"):
-            _fill(methods["post"], _INFER, {m.name: (_infer_request(m), _infer_answer(m)) for m in shown})
+            _fill_infer(methods["post"], shown)
+        elif path.startswith("/v2/repository/"):
+            _, _, action = path.rpartition("/")
+            # All that it may say is optional, and so is a body.
+            methods["post"]["requestBody"] = _json(_REPOSITORY[action])
     return whole
 
 
-def _fill(operation: dict[str, Any], schema: dict[str, Any], examples: dict[str, tuple[Any, Any]]) -> None:
-    operation["requestBody"] = {
-        **_json(schema, {name: request for name, (request, _) in examples.items()}),
-        "required": True,
+def _name_models(operation: dict[str, Any], ready: list[Served]) -> None:
+    for parameter in operation.get("parameters", []):
+        choices = {model.name if parameter["name"] == "name" else model.version for model in ready}
+        parameter["schema"] = {"type": "string", "examples": sorted(choices)}
+        if len(choices) == 1:
+            parameter["example"] = next(iter(choices))
+
+
+def _describe_answers(path: str, operation: dict[str, Any], guarded: bool) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    asks, manages = path.endswith(("/predict", "/infer")), path.endswith(("/load", "/unload"))
+    errors: dict[str, str] = {}
+    if asks or "{name}" in path:
+        errors |= schemas.MODEL_ERRORS
+    if path in OPEN:
+        errors["503"] = "it is not; the text says why"
+    elif guarded:
+        errors["401"] = "no key, or a wrong one"
+    if asks or path.startswith("/v2/repository/"):
+        errors |= schemas.BODY_ERRORS
+        if manages:
+            errors["403"] = "management is switched off; the text says how it is switched on"
+        elif guarded:
+            del errors["403"]
+    if asks:
+        errors |= schemas.INFER_ERRORS
+    for status, text in sorted(errors.items()):
+        responses[status] = _json(schemas.ERROR, description=text)
+        if headers := schemas.ERROR_HEADERS.get(status):
+            responses[status]["headers"] = headers
+    if path in OPEN:
+        operation["security"] = []
+    for ending, schema in _ANSWERS.items():
+        if path.endswith(ending):
+            responses["200"] = _json(schema, description="the answer")
+
+
+def _fill_predict(operation: dict[str, Any], shown: list[Served]) -> None:
+    _fill(operation, schemas.PREDICT, {model.name: _predict_request(model) for model in shown})
+    operation["description"] = schemas.BODY_TEXT
+    operation.setdefault("parameters", []).extend(schemas.REQUEST_HEADERS)
+    answers = {model.name: _predict_answer(model) for model in shown}
+    operation["responses"]["200"] = {
+        **_json(schemas.PREDICT_ANSWER, answers, "the model's answer"),
+        "headers": schemas.ANSWER_HEADERS,
     }
-    operation["responses"]["200"] = _json(
-        {"type": "object"}, {name: answer for name, (_, answer) in examples.items()}, "the model's answer"
-    )
+
+
+def _fill_infer(operation: dict[str, Any], shown: list[Served]) -> None:
+    _fill(operation, schemas.INFER, {model.name: _infer_request(model) for model in shown})
+    operation["requestBody"]["content"] |= _BINARY
+    operation["description"] = schemas.INFER_TEXT + schemas.BODY_TEXT
+    operation.setdefault("parameters", []).extend([*schemas.REQUEST_HEADERS, *schemas.INFER_HEADERS])
+    answer = _json(schemas.INFER_ANSWER, {model.name: _infer_answer(model) for model in shown}, "the model's answer")
+    answer["content"] |= _BINARY
+    length = {HEADER_LENGTH: {"description": "with tensors as bytes only", "schema": {"type": "integer"}}}
+    operation["responses"]["200"] = {**answer, "headers": {**schemas.ANSWER_HEADERS, **length}}
+
+
+def _fill(operation: dict[str, Any], schema: dict[str, Any], requests: dict[str, Any]) -> None:
+    operation["requestBody"] = {**_json(schema, requests), "required": True}
 
 
 def _json(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import shutil
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -36,12 +38,14 @@ def test_every_page_and_every_file_of_it_comes_from_the_service(client):
 
 
 def test_the_document_lists_every_path(document):
-    assert set(document["paths"]) >= {*POSTS, "/v2", "/v2/health/ready", "/v2/repository/index", "/metrics"}
+    others = {"/v2", "/v2/health/ready", "/v2/repository/index", "/metrics", "/v2/models/stats"}
+    models = {"/v2/models/{name}", "/v2/models/{name}/config", "/v2/models/{name}/versions/{version}/config"}
+    assert set(document["paths"]) >= {*POSTS, *others, *models}
     names = [o["operationId"] for methods in document["paths"].values() for o in methods.values()]
     assert len(set(names)) == len(names)
     for path, methods in document["paths"].items():
         for operation in methods.values():
-            stated = {p["name"] for p in operation.get("parameters", [])}
+            stated = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
             assert stated == set(re.findall(r"\{(\w+)\}", path))
 
 
@@ -73,6 +77,103 @@ def test_every_example_gives_the_answer_that_is_shown(client, document, path):
         reply = client.post(path.format(name=model, version=version), json=example["value"])
         assert reply.status_code == 200
         same(reply.json(), shown[model]["value"])
+
+
+def test_the_schemas_are_schemas(document):
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            holders = [*operation["responses"].values(), operation.get("requestBody", {})]
+            schemas = [content["schema"] for holder in holders for content in holder.get("content", {}).values()]
+            for schema in [*schemas, *(p["schema"] for p in operation.get("parameters", []))]:
+                jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def fits(value, schema) -> bool:
+    return jsonschema.Draft202012Validator(schema).is_valid(value)
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_examples_and_answers_fit_their_schemas(client, document, path):
+    post = document["paths"][path]["post"]
+    asked, shown = post["requestBody"]["content"]["application/json"], post["responses"]["200"]["content"]
+    for model, example in asked["examples"].items():
+        assert fits(example["value"], asked["schema"])
+        version = "2" if model == "classes" else "1"
+        answer = client.post(path.format(name=model, version=version), json={**example["value"], "id": "a-1"}).json()
+        assert answer["id"] == "a-1"
+        assert fits(answer, shown["application/json"]["schema"])
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    "parameters",
+    [{"members": 0}, {"members": 1.5}, {"members": True}, {"tolerance": 0}, {"priority": 10}, {"priority": "1"},
+     {"timeout": 0}, {"timeout_seconds": 0}, {"sequence_id": 7}, {"members": 2}, {"tolerance": 0.5, "priority": 9}, {}],
+)  # fmt: skip
+def test_the_schema_of_the_parameters_is_what_is_checked(client, document, path, parameters):
+    """Of those that do not depend on the model."""
+    post = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    body = {**post["examples"]["classes"]["value"], "parameters": parameters}
+    reply = client.post(path.format(name="classes", version="2"), json=body)
+    assert reply.status_code == (200 if fits(body, post["schema"]) else 400)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/stats", "/v2/models/{name}/stats", "/v2/models/{name}/config"])
+def test_other_answers_fit_their_schemas(client, document, path):
+    schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert fits(client.get(path.format(name="pair")).json(), schema)
+    assert not fits({}, schema)
+
+
+def test_the_index_fits_its_schema(client, document):
+    post = document["paths"]["/v2/repository/index"]["post"]
+    assert fits({"ready": True}, post["requestBody"]["content"]["application/json"]["schema"])
+    index = client.post("/v2/repository/index", json={"ready": True}).json()
+    assert len(index) == 4
+    assert fits(index, post["responses"]["200"]["content"]["application/json"]["schema"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "rest"),
+    [
+        ("POST", "/predict", {"content": b"{"}),
+        ("POST", "/predict", {"content": b"x", "headers": {"Sec-Fetch-Site": "cross-site"}}),
+        ("POST", "/predict", {"content": b"x" * (2**20 + 1)}),
+        ("POST", "/predict", {"content": b"x", "headers": {"Content-Encoding": "br"}}),
+        ("POST", "/predict", {"json": {"inputs": [[0] * 4]}, "headers": {"X-Request-Timeout": "0.000001"}}),
+        ("POST", "/v1/models/{name}/predict", {"json": {}}),
+        ("POST", "/v2/models/{name}/infer", {"json": {}}),
+        ("GET", "/v2/models/{name}", {}),
+        ("GET", "/v2/models/{name}/config", {}),
+        ("GET", "/v2/models/{name}/stats", {}),
+        ("POST", "/v2/repository/index", {"content": b"["}),
+        ("POST", "/v2/repository/models/{name}/load", {}),
+    ],
+)
+def test_every_error_that_is_answered_is_described(client, document, method, path, rest):
+    reply = client.request(method, path.format(name="nobody"), **rest)
+    assert reply.status_code >= 400
+    described = document["paths"][path][method.lower()]["responses"][str(reply.status_code)]
+    assert fits(reply.json(), described["content"]["application/json"]["schema"])
+    for name in described.get("headers", {}):
+        assert name in reply.headers
+    assert not {"422", "500"} & set(document["paths"][path][method.lower()]["responses"])
+
+
+def test_a_key_is_described_where_one_is_needed(models, running):
+    key = secrets.token_urlsafe(32)
+
+    async def main():
+        async with running(models=models, api_key=key, wait=False) as client:
+            reply = await client.get("/openapi.json", headers={"X-API-Key": key})
+            document = reply.json()
+            assert set(document["components"]["securitySchemes"]) == {"bearer", "header"}
+            assert document["security"] == [{"bearer": []}, {"header": []}]
+            assert document["paths"]["/v2/health/live"]["get"]["security"] == []
+            assert "401" in document["paths"]["/predict"]["post"]["responses"]
+            assert "401" not in document["paths"]["/v2/health/live"]["get"]["responses"]
+
+    asyncio.run(main())
 
 
 def test_what_the_models_say_is_explained(document, loaded):

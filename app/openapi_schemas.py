@@ -1,0 +1,321 @@
+"""The parts of the OpenAPI description that are the same for all models: bodies, headers, errors.
+
+They state what the protocol package checks, and `tests/app/test_openapi.py` that they do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.protocol import (
+    HEADER_LENGTH,
+    LONGEST_TIMEOUT,
+    PRIORITIES,
+    TIMEOUT_HEADER,
+    explain_plain_options,
+    explain_v2_options,
+)
+
+__all__ = [
+    "ANSWER_HEADERS",
+    "BODY_ERRORS",
+    "BODY_TEXT",
+    "CONFIG",
+    "ERROR",
+    "ERROR_HEADERS",
+    "INDEX",
+    "INDEX_ANSWER",
+    "INFER",
+    "INFER_ANSWER",
+    "INFER_ERRORS",
+    "INFER_HEADERS",
+    "INFER_TEXT",
+    "LOAD",
+    "MODEL_ERRORS",
+    "PREDICT",
+    "PREDICT_ANSWER",
+    "REQUEST_HEADERS",
+    "STATISTICS",
+    "UNLOAD",
+]
+
+Schema = dict[str, Any]
+
+ERROR: Schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+MODEL_ERRORS = {
+    "404": "no such model or version",
+    "503": "the model is loading, or the service is shutting down",
+}
+BODY_ERRORS = {
+    "400": "the request is wrong; the text says what would be right",
+    "403": "a web page of another site asks, and no key guards the service",
+    "408": "the body did not arrive in time",
+    "413": "the body is too large, as it is sent or once it is inflated",
+    "415": "the body's Content-Encoding is none of gzip, deflate and identity",
+}
+INFER_ERRORS = {
+    "429": "too many rows wait; Retry-After says when to come back",
+    "504": "the request's deadline passed before it was answered",
+}
+_RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
+ERROR_HEADERS: dict[str, Schema] = {
+    "415": {"Accept-Encoding": {"schema": {"type": "string"}}},
+    "429": _RETRY,
+}
+
+# As everywhere, null is as good as left out, and a number is an id too.
+_ID: Schema = {"type": ["string", "number", "null"], "pattern": "^[A-Za-z0-9._:-]{0,128}$"}
+_NAME: Schema = {"type": "string"}
+# How many members a model has, its own description says.
+_V2_MEANINGS, _PLAIN_MEANINGS = explain_v2_options(0), explain_plain_options(0)
+_WISHES: dict[str, Schema] = {
+    "members": {"type": ["integer", "null"], "minimum": 1, "description": "use only the first so many members"},
+    "tolerance": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "description": _V2_MEANINGS["tolerance"],
+    },
+    "priority": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": PRIORITIES,
+        "description": _V2_MEANINGS["priority"],
+    },
+}
+_V2_PARAMETERS: Schema = {
+    "type": ["object", "null"],
+    "description": "others are passed over",
+    "properties": {
+        **_WISHES,
+        "timeout": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "maximum": LONGEST_TIMEOUT * 1_000_000,
+            "description": _V2_MEANINGS["timeout"],
+        },
+        "binary_data_output": {
+            "type": ["boolean", "null"],
+            "description": "whether outputs come as bytes that do not say so themselves",
+        },
+        "sequence_id": {"enum": [0, "", None], "description": "no state is kept between requests"},
+    },
+}
+_PLAIN_PARAMETERS: Schema = {
+    "type": ["object", "null"],
+    "additionalProperties": False,
+    "properties": {
+        **_WISHES,
+        "timeout_seconds": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": LONGEST_TIMEOUT,
+            "description": _PLAIN_MEANINGS["timeout_seconds"],
+        },
+    },
+}
+_TENSOR: Schema = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": _NAME,
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "datatype": {"type": "string", "examples": ["FP32"]},
+        "parameters": {
+            "type": ["object", "null"],
+            "properties": {
+                "binary_data_size": {
+                    "type": ["integer", "null"],
+                    "minimum": 0,
+                    "description": "bytes behind the JSON, instead of data",
+                }
+            },
+        },
+        "data": {"type": "array", "items": {}, "description": "row-major, flat or nested"},
+    },
+}
+PREDICT: Schema = {
+    "type": "object",
+    "required": ["inputs"],
+    "additionalProperties": False,
+    "properties": {
+        "inputs": {
+            "description": "a list of rows, or an object with a list of rows for each input",
+            "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}],
+        },
+        "outputs": {"type": ["array", "null"], "items": _NAME, "description": "statistics to send back"},
+        "id": _ID,
+        "parameters": _PLAIN_PARAMETERS,
+    },
+}
+INFER: Schema = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": _ID,
+        "parameters": _V2_PARAMETERS,
+        "inputs": {"type": "array", "minItems": 1, "items": _TENSOR},
+        "outputs": {
+            "type": ["array", "null"],
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": _NAME,
+                    "parameters": {
+                        "type": ["object", "null"],
+                        "properties": {"binary_data": {"type": ["boolean", "null"]}},
+                    },
+                },
+            },
+        },
+    },
+}
+_COUNT: Schema = {"type": "integer", "minimum": 1}
+_NON_FINITE_ROWS: Schema = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0},
+    "description": "rows of which some output is NaN or infinite",
+}
+PREDICT_ANSWER: Schema = {
+    "type": "object",
+    "required": ["model", "version", "members", "seed", "outputs"],
+    "properties": {
+        "model": _NAME,
+        "version": _NAME,
+        "members": {**_COUNT, "description": "members that were evaluated"},
+        "seed": {"type": "integer"},
+        "id": {"type": "string"},
+        "outputs": {"type": "object", "additionalProperties": {"type": "array"}},
+        "non_finite": {
+            "type": "array",
+            "items": _NAME,
+            "description": "outputs with null for what JSON has no word for",
+        },
+        "non_finite_rows": _NON_FINITE_ROWS,
+    },
+}
+INFER_ANSWER: Schema = {
+    "type": "object",
+    "required": ["model_name", "model_version", "parameters", "outputs"],
+    "properties": {
+        "model_name": _NAME,
+        "model_version": _NAME,
+        "id": {"type": "string"},
+        "parameters": {
+            "type": "object",
+            "required": ["members", "seed"],
+            "properties": {
+                "members": {**_COUNT, "description": "members that were evaluated"},
+                "seed": {"type": "integer"},
+                "non_finite_rows": _NON_FINITE_ROWS,
+            },
+        },
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": _NAME,
+                    "datatype": _NAME,
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                    "parameters": {
+                        "type": "object",
+                        "properties": {
+                            "binary_data_size": {"type": "integer", "minimum": 0},
+                            "non_finite": {"const": True},
+                        },
+                    },
+                    "data": {"type": "array"},
+                },
+            },
+        },
+    },
+}
+INDEX: Schema = {"type": "object", "properties": {"ready": {"type": ["boolean", "null"]}}}
+LOAD: Schema = {
+    "type": "object",
+    "properties": {"parameters": {"type": ["object", "null"], "maxProperties": 0}},
+}
+UNLOAD: Schema = {
+    "type": "object",
+    "properties": {
+        "parameters": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {"unload_dependents": {"description": "no model here depends on another"}},
+        }
+    },
+}
+INDEX_ANSWER: Schema = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["name", "version", "state", "reason"],
+        "properties": {
+            "name": _NAME,
+            "version": _NAME,
+            "state": {"enum": ["UNAVAILABLE", "LOADING", "READY"]},
+            "reason": {"type": "string"},
+        },
+    },
+}
+STATISTICS: Schema = {
+    "type": "object",
+    "required": ["model_stats"],
+    "properties": {
+        "model_stats": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "version", "inference_count", "execution_count", "inference_stats", "batch_stats"],
+            },
+        }
+    },
+}
+CONFIG: Schema = {
+    "type": "object",
+    "required": ["name", "platform", "max_batch_size", "input", "output"],
+    "properties": {"name": _NAME, "platform": _NAME, "max_batch_size": _COUNT},
+}
+
+_REQUEST_ID: Schema = {
+    "name": "X-Request-ID",
+    "in": "header",
+    "required": False,
+    "description": "the request's name in the log, sent back; another one is made where it is not harmless",
+    "schema": {"type": "string"},
+}
+REQUEST_HEADERS: list[Schema] = [
+    _REQUEST_ID,
+    {
+        "name": TIMEOUT_HEADER,
+        "in": "header",
+        "required": False,
+        "description": "seconds after which the answer is of no use; the earlier one of this and the parameter holds",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_TIMEOUT},
+    },
+]
+INFER_HEADERS: list[Schema] = [
+    {
+        "name": HEADER_LENGTH,
+        "in": "header",
+        "required": False,
+        "description": "bytes of JSON before the tensors, in the inflated body; 0 if all of it is one input's data",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+]
+ANSWER_HEADERS: dict[str, Schema] = {
+    "X-Request-ID": {"schema": {"type": "string"}},
+    "Server-Timing": {
+        "description": "milliseconds that the request waited, that its calls took, and in all",
+        "schema": {"type": "string"},
+    },
+}
+BODY_TEXT = (
+    "The body may be compressed (`Content-Encoding: gzip` or `deflate`), and so is the answer for those who ask."
+)
+INFER_TEXT = (
+    "As `application/json`, or with tensors as bytes behind the JSON, in the order of the inputs; the header "
+    f"`{HEADER_LENGTH}` then says how long the JSON is. "
+)
