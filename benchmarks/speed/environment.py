@@ -24,5 +24,7 @@ def settle(threads: int | None, cache: str) -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(cache, "compiled")
     os.environ["XDG_CACHE_HOME"] = cache
+    # Of a worker that had to be ended.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

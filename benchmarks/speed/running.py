@@ -43,9 +43,9 @@ class Way:
 # In the order in which they are prepared: where time runs out, the last ones go without.
 WAYS = {
     "loop": Way("loop over modules", "dense", 1, whole=False),
-    "dense": Way("ensembled, dense", "dense", 3, whole=False),
-    "low_rank": Way("ensembled, LowRank", "low_rank", 3, whole=False),
-    "rank1": Way("ensembled, Rank1", "rank1", 3, whole=False),
+    "dense": Way("ensembled, dense", "dense", 1.5, whole=False),
+    "low_rank": Way("ensembled, LowRank", "low_rank", 1.5, whole=False),
+    "rank1": Way("ensembled, Rank1", "rank1", 1.5, whole=False),
     "vmap": Way("vmap", "dense", 1),
     "openvino": Way("OpenVINO", "dense", 3, "openvino"),
     "onnxruntime": Way("ONNX Runtime", "dense", 4, "onnxruntime"),

@@ -21,6 +21,8 @@ from benchmarks.speed.worker import LostError, RefusedError, Worker, isolated
 LOOP = "loop"
 NO_TIME = "no time left"
 ROUNDS = 5
+# Shares of the time that there is, after which no further way is started or prepared: it is left for those that are.
+_STARTING, _PREPARING = 0.4, 0.7
 # Share of the free memory that may be used.
 _USED = 0.85
 
@@ -132,7 +134,11 @@ class Schedule:
         stack: contextlib.ExitStack,
     ) -> None:
         workers: dict[str, Worker] = {}
+        starting = _share(deadline, _STARTING)
         for way in ways:
+            if time.monotonic() > starting:
+                self._reason(model, members, self.settings.batches, way, NO_TIME)
+                continue
             path = self._reference(model, WAYS[way].recipe)
             arguments = (model, way, members, self.settings.batches, path)
             worker = stack.enter_context(Worker(Running, *arguments, verbose=self.settings.verbose))
@@ -155,7 +161,11 @@ class Schedule:
         self, model: str, members: int, rows: int, workers: dict[str, Worker], size: Size, deadline: float
     ) -> dict[str, Prepared]:
         ready = {}
+        preparing = _share(deadline, _PREPARING)
         for way, worker in list(workers.items()):
+            if time.monotonic() > preparing:
+                self._reason(model, members, [rows], way, NO_TIME)
+                continue
             activations = calling(way, size, members, rows)
             if activations > _USED * free_memory():
                 self._reason(model, members, [rows], way, unfit(holding(way, size, members) + activations))
@@ -263,3 +273,8 @@ class Schedule:
 
     def _isolated(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return isolated(function, *arguments, timeout=self.settings.patience, verbose=self.settings.verbose)
+
+
+def _share(deadline: float, share: float) -> float:
+    now = time.monotonic()
+    return now + share * (deadline - now)
