@@ -31,6 +31,7 @@ REASONS = {
     "gone": "the client went away before it was computed",
     "draining": "the service was shutting down",
     "not_ready": "the model was not loaded",
+    "stuck": "a call did not end",
     "too_large": "the body was over the limit",
     "too_slow": "the body did not arrive in time",
     "unauthorized": "there was no key, or a wrong one",
@@ -92,6 +93,7 @@ class Metrics:
         models: gives every version that is there.
         ready: whether all that should be loaded is.
         live: whether calls end in time.
+        draining: whether the service is shutting down.
         devices: gives the memory of each accelerator that is used.
         build: what the service was made of, as labels.
     """
@@ -101,11 +103,13 @@ class Metrics:
         models: Callable[[], Iterable[ModelState]] | None = None,
         ready: Callable[[], bool] = lambda: False,
         live: Callable[[], bool] = lambda: True,
+        draining: Callable[[], bool] = lambda: False,
         devices: Callable[[], Iterable[DeviceMemory]] = tuple,
         build: Mapping[str, str] | None = None,
     ) -> None:
         self.statistics = Statistics()
         self._models = models
+        self._draining = draining
         self._series: dict[Key, _Series] = {}
         self._asked: dict[tuple[str, str], Histogram] = {}
         self._answered: dict[tuple[str, str, int], Counter] = {}
@@ -204,7 +208,7 @@ class Metrics:
         if not route.endswith(_INFERENCES):
             return
         if status == 503 and "asked_at" not in state:
-            self._rejected.labels("not_ready").inc()
+            self._rejected.labels("draining" if self._draining() else "not_ready").inc()
         if model:
             parts = None
             if status == 200 and (answer := state.get("answer")) is not None:

@@ -47,6 +47,8 @@ class Service:
         self.metrics = Metrics(
             models=lambda: model_states(self.repository),
             ready=lambda: self.repository.ready,
+            live=lambda: self.alive,
+            draining=lambda: self.repository.draining,
             devices=lambda: device_memory(device),
             build=build(device),
         )
@@ -113,6 +115,7 @@ class Service:
         if request.rows > self.settings.max_queue:
             raise BadRequest(f"a request may have {self.settings.max_queue} rows at most, however: {request.rows}")
         if not self.alive:
+            self.metrics.refused(model, "stuck")
             raise Unavailable("the engine does not answer; ask another instance")
         options, count = request.options, len(model.ensemble)
         outputs = tuple(output.name for output in request.outputs)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import re
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app import connection
 from app.batching import Answer
+from app.batching.contract import Reason
 from app.metrics import REASONS, DeviceMemory, Metrics, ModelState
 from tests.app.support import MEMBERS, metric, plain_body, rows_of, serving
 
@@ -94,6 +97,25 @@ def test_what_is_refused_before_the_batcher_is_counted_once(status, route, state
     page = page_of(metrics)
     counted = {r: metric(page, "ensembled_rejected_total", reason=r) for r in REASONS}
     assert {r for r, count in counted.items() if count} == ({reason} if reason else set())
+
+
+def test_a_service_that_ends_refuses_for_another_reason_than_one_that_begins():
+    metrics = Metrics(draining=lambda: True)
+    metrics.request_begun()
+    metrics.request_done("/predict", 503, 0.1, {})
+    assert metric(page_of(metrics), "ensembled_rejected_total", reason="draining") == 1
+
+
+def test_every_reason_that_somebody_gives_is_known():
+    refusals = {value.reason for value in vars(connection).values() if isinstance(value, connection._Refusal)}
+    assert len(refusals) >= 3
+    assert refusals | set(get_args(Reason)) <= set(REASONS)
+
+
+def test_what_is_no_request_is_counted_too(service):
+    before = service.metric("ensembled_rejected_total", reason="bad_http")
+    assert service.raw(b"nonsense\r\n\r\n")[0] == 400
+    assert service.metric("ensembled_rejected_total", reason="bad_http") == before + 1
 
 
 def test_every_reason_is_there_before_it_happened():

@@ -213,6 +213,8 @@ def test_a_call_that_hangs_turns_liveness_false_until_it_comes_back_and_does_not
             refused = held.ask("house", rows_of("house", 1))()
             assert refused.status_code == 503
             assert "does not answer" in refused.json()["error"]
+            assert server.metric("ensembled_live") == 0
+            assert server.metric("ensembled_rejected_total", reason="stuck") == 1
         assert_same(first().json()["outputs"], expected(loaded["house"], rows_of("house", 1)))
         until(lambda: server.get("/v2/health/live").json() == {"live": True}, "it is alive again")
         assert held.ask("house", rows_of("house", 1))().status_code == 200
