@@ -10,11 +10,11 @@ On the same core the whole load tester then reaches 8,000 per second.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import Iterable, Iterator
 
 import httpcore
+
+from app.client.sockets import Sockets
 
 
 class Connections:
@@ -27,7 +27,7 @@ class Connections:
         self._ssl: ssl.SSLContext | None = httpcore.default_ssl_context() if secure else None
         # httpcore's own sockets carry a timeout on every read and write, which costs a quarter of the speed.
         # The caller's one timeout on the whole request replaces them; TLS needs more than plain sockets.
-        self._backend = None if secure else _Sockets()
+        self._backend = None if secure else Sockets()
 
     async def send(self, request: httpcore.Request) -> tuple[int, bytes]:
         """Status and body of the answer.
@@ -58,46 +58,3 @@ class Connections:
             if not connection.has_expired():
                 return connection
         return httpcore.AsyncHTTPConnection(self._origin, ssl_context=self._ssl, network_backend=self._backend)
-
-
-class _Sockets(httpcore.AsyncNetworkBackend):
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        with _raising(httpcore.ConnectError):
-            return _Stream(*await asyncio.open_connection(host, port))
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with _raising(httpcore.ReadError):
-            return await self._reader.read(max_bytes)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with _raising(httpcore.WriteError):
-            self._writer.write(buffer)
-            await self._writer.drain()
-
-    async def aclose(self) -> None:
-        # Not close(), which would first wait for the service to take what is still to be written.
-        self._writer.transport.abort()
-
-    def get_extra_info(self, info: str) -> bool | None:
-        return self._reader.at_eof() if info == "is_readable" else None
-
-
-@contextlib.contextmanager
-def _raising(error: type[httpcore.NetworkError]) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError) as broken:  # uvloop raises RuntimeError where a transport is closed
-        raise error(str(broken)) from broken

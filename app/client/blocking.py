@@ -1,0 +1,193 @@
+"""The client for ordinary programs and threads."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+from numpy.typing import ArrayLike
+
+from app.client import calls
+from app.client.calls import Own
+from app.client.codec import Inputs, decode
+from app.client.errors import BadRequest, ClientError, ConnectionFailed, NotFound, Unavailable
+from app.client.result import Result
+from app.client.retry import Attempts, Retry
+from app.client.transport import Stack
+
+
+class Client:
+    """Asks a service; may be shared by threads.
+
+    Args:
+        url: of the service, such as ``http://127.0.0.1:8000``.
+        key: of the service, if it has one.
+        model: asked where a call names none; the service's only one by default.
+        timeout: seconds for a call, with all its attempts and the waits between them; None for no end.
+        retry: how often, and after what time, a call is repeated.
+        binary: send and receive tensors as bytes; False for JSON.
+        compress: send large requests in gzip, and ask for such answers.
+        connections: at most so many requests are in flight; others wait.
+        tls: how https is verified; as the system does by default.
+        transport: of httpx, instead of the client's own connections.
+
+    Raises:
+        ValueError: the URL or the key cannot be used.
+
+    Example:
+        >>> with Client("http://127.0.0.1:8000", model="digits") as client:
+        ...     client.infer(images, outputs=["label"])["label"]
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        model: str | None = None,
+        timeout: float | None = 60.0,
+        retry: Retry = Retry(),  # noqa: B008 - it is frozen
+        binary: bool = True,
+        compress: bool = False,
+        connections: int = 256,
+        tls: ssl.SSLContext | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._settled = calls.Settled(
+            url, key=key, model=model, timeout=timeout, retry=retry, binary=binary, compress=compress
+        )
+        self._transport = transport or Stack(self._settled.url, connections, tls)
+
+    def __repr__(self) -> str:
+        return f"Client({self._settled.base!r})"
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def infer(
+        self,
+        inputs: Mapping[str, ArrayLike] | ArrayLike,
+        outputs: Sequence[str] | None = None,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        members: int | None = None,
+        tolerance: float | None = None,
+        priority: int | None = None,
+        timeout: float | Own | None = Own.TIMEOUT,
+        request_id: str | None = None,
+    ) -> Result:
+        """What a model says.
+
+        Args:
+            inputs: an array for each input by name, or the one array of a model with one input; the first dimension is
+                the batch. Numbers are converted to the model's datatype where that loses nothing but precision.
+            outputs: statistics to ask for; the model's defaults by default.
+            model, version: which to ask.
+            members: use only the first so many.
+            tolerance: evaluate members until the standard error of the mean is at most this.
+            priority: 1 (most urgent) to 9.
+            timeout: seconds, as in the constructor; the service is told them, and computes nothing after.
+            request_id: under which the service's log should have it.
+
+        Raises:
+            InputError: the inputs are not what the model takes; nothing was sent.
+            ClientError: any other; see :mod:`app.client.errors`.
+        """
+        attempts = self._settled.attempts(timeout)
+        name = model or self._settled.model or calls.only_model(self._index(attempts))
+        takes = self._takes(name, version, attempts)
+        parameters = {"members": members, "tolerance": tolerance, "priority": priority}
+        request = self._settled.infer(takes, inputs, outputs, version, request_id, parameters)
+        try:
+            response = self._send(request, attempts)
+        except (BadRequest, NotFound):
+            self._settled.forget(name, version)
+            raise
+        return decode(response.content, response.headers)
+
+    predict = infer
+
+    def metadata(
+        self, model: str | None = None, version: str | None = None, *, timeout: float | Own | None = Own.TIMEOUT
+    ) -> dict[str, Any]:
+        """The protocol's description of a model: its inputs, its outputs and what they mean."""
+        attempts = self._settled.attempts(timeout)
+        name = model or self._settled.model or calls.only_model(self._index(attempts))
+        return self._metadata(name, version, attempts)
+
+    def models(self, *, timeout: float | Own | None = Own.TIMEOUT) -> list[dict[str, Any]]:
+        """Every version of every model, its state, and why it is not ready."""
+        found: list[dict[str, Any]] = self._index(self._settled.attempts(timeout))
+        return found
+
+    def live(self) -> bool:
+        """Whether the service is there."""
+        return self._is_well("/v2/health/live")
+
+    def ready(self, model: str | None = None, version: str | None = None) -> bool:
+        """Whether a model can answer; without a name, whether all can."""
+        return self._is_well("/v2/health/ready" if model is None else f"{calls.model_path(model, version)}/ready")
+
+    def load(self, model: str, *, timeout: float | None = None) -> None:
+        """Load a model, or its newest versions, from the service's directory; answers while the old one still does."""
+        self._manage(model, "load", timeout)
+
+    def unload(self, model: str, *, timeout: float | None = None) -> None:
+        """Take a model out of service."""
+        self._manage(model, "unload", timeout)
+
+    def _manage(self, model: str, verb: str, timeout: float | None) -> None:
+        path = f"/v2/repository{calls.model_path(model, None).removeprefix('/v2')}/{verb}"
+        self._settled.forget(model, None)
+        self._send(
+            self._settled.request("POST", path, b"{}", {"content-type": "application/json"}),
+            self._settled.attempts(timeout),
+        )
+
+    def _takes(self, name: str, version: str | None, attempts: Attempts) -> Inputs:
+        known = self._settled.known.get((name, version))
+        return known or self._settled.remember(name, version, self._metadata(name, version, attempts))
+
+    def _metadata(self, name: str, version: str | None, attempts: Attempts) -> dict[str, Any]:
+        response = self._send(self._settled.request("GET", calls.model_path(name, version)), attempts)
+        found: dict[str, Any] = calls.document_of(response)
+        return found
+
+    def _index(self, attempts: Attempts) -> Any:
+        return calls.document_of(self._send(self._settled.request("POST", "/v2/repository/index"), attempts))
+
+    def _is_well(self, path: str) -> bool:
+        try:
+            self._send(self._settled.request("GET", path), Attempts(Retry(attempts=1), self._settled.timeout))
+        except (Unavailable, ConnectionFailed):
+            return False
+        return True
+
+    def _send(self, request: httpx.Request, attempts: Attempts) -> httpx.Response:
+        attempts.start_over()
+        while True:
+            error: ClientError | None
+            try:
+                calls.limit(request, attempts.left())
+                response = self._transport.handle_request(request)
+                response.read()
+            except calls.FAILURES as fault:
+                error = calls.failure(fault, attempts)
+            else:
+                if (error := calls.refusal(response)) is None:
+                    return response
+            time.sleep(attempts.wait_after(error))
