@@ -155,10 +155,8 @@ def seconds(calls: list[Callable[[], object]], each: float) -> list[float]:
     The calls take turns, so that a machine that slows down slows all of them.
     """
     timers = [timeit.Timer(call, timer=time.thread_time) for call in calls]
-    numbers = []
-    for timer in timers:
-        number, took = timer.autorange()
-        numbers.append(max(1, round(number * each / took)))
+    # The first calls are slower, and count for nothing.
+    numbers = [max(1, round(each / (timer.timeit(5) / 5))) for timer in timers]
     best = [math.inf] * len(calls)
     for _ in range(REPEATS):
         for index, (timer, number) in enumerate(zip(timers, numbers, strict=True)):
