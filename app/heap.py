@@ -11,11 +11,19 @@ import contextlib
 import ctypes
 import gc
 
+# Objects that the collector goes through in about ten milliseconds.
+_MANY = 50_000
+
 
 def settle() -> None:
     """Take all that there is now out of the collector's sight."""
     gc.collect()
     gc.freeze()
+
+
+def crowded() -> bool:
+    """Whether so much is in the collector's sight that it would be noticed, such as modules that were imported late."""
+    return len(gc.get_objects()) > _MANY
 
 
 def clear() -> None:

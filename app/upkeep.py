@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import weakref
 
 from app import heap
 from app.acceleration import Accelerator
 from app.repository import Repository
+from app.served import Served
 
 log = logging.getLogger("app.upkeep")
 
@@ -37,6 +40,8 @@ class Upkeep:
         self._waiting: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         # Whether models are among what the collector does not see.
         self._settled_with_models = False
+        # What has to go with models that left the table.
+        self._leaving: list[weakref.ref[object]] = []
         self._clearing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         repository.on_ready = lambda name, version: self._waiting.put_nowait((name, version))
@@ -66,25 +71,32 @@ class Upkeep:
         while True:
             name, version = await self._waiting.get()
             await self._repository.accelerate(name, version, accelerator)
-            if self._waiting.empty():
+            if self._waiting.empty() and heap.crowded():
                 heap.settle()
                 self._settled_with_models = True
 
     async def _look(self) -> None:
         await self.loading
-        while True:
+        while not self._repository.draining:
             await asyncio.sleep(self._poll)
             try:
                 await self._repository.poll()
             except Exception:
                 log.exception("the directory of models could not be looked at")
 
-    def _clear_soon(self) -> None:
+    def _clear_soon(self, model: Served) -> None:
+        made = model.ensemble
+        self._leaving += [weakref.ref(part) for part in (made, *made.members.stacked.values())]
         if self._clearing is None or self._clearing.done():
             self._clearing = asyncio.create_task(self._clear(), name="clearing")
 
     async def _clear(self) -> None:
         await asyncio.sleep(_CLEAR_AFTER)
-        if self._settled_with_models:
-            heap.clear()
+        # Most go with the last request that knows them. What refers to itself does not, and may be out of sight.
+        if any(part() is not None for part in self._leaving):
+            if self._settled_with_models:
+                heap.clear()
+            else:
+                gc.collect()
+        self._leaving.clear()
         await asyncio.to_thread(heap.trim)

@@ -22,10 +22,15 @@ from app.engine import Engine
 from app.errors import NotFound, Unavailable
 from app.repository.entries import UNLOADED, Entry, Table
 from app.repository.loading import SHUTTING_DOWN, Loader, LoadFailure, Place
-from app.repository.scan import RepositoryError, Stamp, complete, scan, scan_model, stamp_of
+from app.repository.scan import RepositoryError, Stamp, scan, scan_model, stamp_of
+from app.repository.watch import Watch
+from app.served import Served
 from app.versions import Policy, parse
 
 log = logging.getLogger("app.repository")
+
+# Seconds in which a version that is being exchanged should be there again.
+_EXCHANGE = 0.2
 
 
 class Repository(Table):
@@ -41,7 +46,7 @@ class Repository(Table):
 
     Attributes:
         on_ready: called with the name and version of each model that has become ready.
-        on_retired: called when a model has left the table.
+        on_retired: called with each model that has left the table.
 
     Raises:
         RepositoryError: there is no model to serve.
@@ -66,11 +71,9 @@ class Repository(Table):
         self._unloaded: set[str] = set()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._under_way: set[asyncio.Task[None]] = set()
-        # What the last look at the directory did not find any more, and what it complained of.
-        self._missed: set[tuple[str, str]] = set()
-        self._trouble = ""
+        self._watch = Watch(root)
         self.on_ready: Callable[[str, str], None] = lambda name, version: None
-        self.on_retired: Callable[[], None] = lambda: None
+        self.on_retired: Callable[[Served], None] = lambda model: None
         found = scan(root)
         for name, there in found.items():
             chosen = {*self._policy.choose(name, there), *self._policy.listed(name)}
@@ -171,12 +174,18 @@ class Repository(Table):
             task.exception()
 
     async def _load(self, name: str) -> None:
+        if name not in self.names and not await self._found(name):
+            raise NotFound(f"there is no model {name[:64]!r} in the directory of models")
         async with self._turns[name]:
-            found = await self._looked(name)
+            found = await self._found(name)
+            if any(version not in found for version in self.served(name)):
+                # A version that is being exchanged is not there for a moment.
+                await asyncio.sleep(_EXCHANGE)
+                found = await self._found(name)
             chosen = self._policy.choose(name, found)
             if not chosen:
                 there = f"; of it there are versions {', '.join(found)}, which are not to be served" if found else ""
-                raise NotFound(f"there is no model {name[:64]!r} in the directory of models{there}")
+                raise NotFound(f"there is no model {name!r} in the directory of models{there}")
             self._unloaded.discard(name)
             failures = await self._renew(name, {version: found[version] for version in chosen})
         if failures:
@@ -186,7 +195,7 @@ class Repository(Table):
             kind = next(iter(failures.values())).kind
             raise kind(f"model {name!r} {what}{rest}")
 
-    async def _looked(self, name: str) -> dict[str, Path]:
+    async def _found(self, name: str) -> dict[str, Path]:
         try:
             return await asyncio.to_thread(scan_model, self._root, name)
         except RepositoryError as error:
@@ -208,34 +217,20 @@ class Repository(Table):
                     required=False,
                     stamp=None,
                 )
+                self._retire(entry)
         log.info("unloaded", extra={"model": name})
-        self.on_retired()
 
     async def _poll(self) -> None:
-        try:
-            found = await asyncio.to_thread(scan, self._root, again=True)
-        except RepositoryError as error:
-            # A disk that is gone for a while is no reason to stop serving what is in memory.
-            if str(error) != self._trouble:
-                log.warning("the directory of models is left as it was: %s", error)
-            self._trouble = str(error)
-            return
-        self._trouble = ""
-        lost = {(e.name, e.version) for e in self.entries.values() if e.version not in found.get(e.name, {})}
-        # A version that is being exchanged is not there for a moment, so one look alone takes nothing away.
-        just_lost = {name for name, version in lost - self._missed}
-        self._missed = lost
-        for name in dict.fromkeys([*found, *self.names]):
-            there = found.get(name, {})
-            if name in just_lost or (name in self._unloaded and there):
-                continue
+        for name, there in (await self._watch.look(self)).items():
             async with self._turns[name]:
-                whole = {v: path for v, path in there.items() if await asyncio.to_thread(complete, path)}
+                if name in self._unloaded and there:
+                    continue
+                whole = await self._watch.whole(name) if there else {}
                 chosen = self._policy.choose(name, whole)
+                # A model that is there, but not whole, is waited for.
                 if chosen or not there:
                     await self._renew(name, {version: whole[version] for version in chosen}, again=False)
-            if not there:
-                self._unloaded.discard(name)
+                    self._unloaded.discard(name)
 
     async def _renew(self, name: str, chosen: Mapping[str, Path], *, again: bool = True) -> dict[str, LoadFailure]:
         """Make the versions of a model that are served these.
@@ -261,8 +256,7 @@ class Repository(Table):
             self._drop(old)
             for entry in old:
                 log.info("not served any more", extra={"model": name, "version": entry.version})
-            del old, entry
-            self.on_retired()
+                self._retire(entry)
         return failures
 
     def _is_up_to_date(self, key: tuple[str, str], stamp: Stamp, again: bool) -> bool:
@@ -281,9 +275,12 @@ class Repository(Table):
         if key not in self.entries:
             # The service was ready without it.
             self._add(Entry(name, version, path, required=False))
-        replaced = self.entries[key].model is not None
-        doing = "being replaced: " if replaced else ""
-        self._change(key, path=path, reason=f"{doing}loading", **({} if replaced else {"state": "LOADING"}))
+        if self.entries[key].model is None:
+            doing = ""
+            self._change(key, path=path, state="LOADING", reason="loading")
+        else:
+            doing = "being replaced: "
+            self._change(key, path=path, reason=f"{doing}loading")
         tried = await asyncio.to_thread(stamp_of, path)
         try:
             loaded = await self._loader.load(
@@ -295,6 +292,7 @@ class Repository(Table):
         except asyncio.CancelledError:
             self._failed(key, SHUTTING_DOWN, None)
             raise
+        old = self.entries[key]
         self._change(
             key,
             state="READY",
@@ -305,11 +303,13 @@ class Repository(Table):
             stamp=loaded.stamp,
             tried=loaded.stamp,
         )
-        del loaded
-        if replaced:
-            self.on_retired()
+        self._retire(old)
         self.on_ready(name, version)
         return None
+
+    def _retire(self, entry: Entry) -> None:
+        if entry.model is not None:
+            self.on_retired(entry.model)
 
     def _failed(self, key: tuple[str, str], reason: str, tried: Stamp | None) -> None:
         if self.entries[key].model is None:

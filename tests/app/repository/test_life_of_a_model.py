@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,8 @@ def asked_all_the_time(url: str, path: str, right: dict[int, np.ndarray], client
 
     def ask() -> None:
         with httpx.Client(base_url=url, timeout=PATIENCE) as client:
-            while not ended.is_set():
+            # A pause, since the machine has to load models too.
+            while not ended.wait(0.005):
                 reply = client.post(path, json=v2_body({"input": ROW}, ["mean"]))
                 assert reply.status_code == 200, reply.text
                 answer = reply.json()
@@ -218,5 +220,45 @@ def test_who_is_asked_while_it_shuts_down_says_so(saved, tmp_path, running):
                 assert refused.status_code == 503
                 assert "the service is shutting down" in refused.json()["error"]
             assert (await client.get("/v2/health/live")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_a_request_under_way_finishes_on_the_old_model_which_then_goes(saved, right, tmp_path, running):
+    """Nothing that a request passes on its way keeps a model: neither batcher nor engine, metrics or documentation."""
+    put(tmp_path, "m/1", saved[1])
+
+    async def main() -> None:
+        async with running(models=tmp_path, management=True, max_batch=1) as client:
+            service = client.service
+
+            async def ask() -> dict[str, Any]:
+                return (await client.post("/v2/models/m/infer", json=v2_body({"input": ROW}, ["mean"]))).json()
+
+            for path in ("/openapi.json", "/v1/models/m", "/v2/models/m", "/v2/models/stats", "/metrics"):
+                assert (await client.get(path)).status_code == 200
+            assert (await client.post("/v1/models/m/predict", json=plain_body({"input": ROW}))).status_code == 200
+            made = service.repository.ready_model("m").ensemble
+            parts = [weakref.ref(part) for part in (made, made.program, *made.members.stacked.values())]
+            del made
+            busy = threading.Event()
+            holding = asyncio.create_task(service.engine.run(busy.wait, PATIENCE))
+            under_way = [asyncio.create_task(ask()) for _ in range(5)]
+            # Until they wait for the engine.
+            while service.metrics.text().decode().count("ensembled_queued_rows 0.0"):
+                await asyncio.sleep(0.01)
+            exchange(tmp_path / "m" / "1", saved[2])
+            assert (await client.post("/v2/repository/models/m/load")).status_code == 200
+            assert all(part() is not None for part in parts)
+            late = asyncio.create_task(ask())
+            busy.set()
+            await holding
+            for asked, seed in [*((asked, 1) for asked in under_way), (late, 2)]:
+                answer = await asked
+                assert answer["parameters"]["seed"] == seed
+                np.testing.assert_allclose(v2_arrays(answer)["mean"], right[seed], rtol=1e-5, atol=1e-6)
+            await service.engine.run(lambda: None)
+            del under_way, asked, answer
+            assert [part() for part in parts if part() is not None] == []
 
     asyncio.run(main())
