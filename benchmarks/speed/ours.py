@@ -1,19 +1,18 @@
-"""This library, planned as the service plans: measured, then compiled, then the fastest of what was found."""
+"""This library with the plan that it makes: measured, compiled, checked, and the fastest of what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import ensemble
 from benchmarks.models import Case
 from benchmarks.speed.peers import Call, Inputs
 
-# How long the service lets measuring take, for each batch size.
-_MEASURING = 10.0
+# How long planning may take for each batch size, compiling included.
+_PLANNING = 40.0
 
 
 class Planned:
-    """One ensemble with a plan for some batch sizes. What a server does to a model at start-up is here, and only here.
+    """One ensemble with a plan for some batch sizes. What is done before it is timed is here, and only here.
 
     Args:
         case: the model.
@@ -24,26 +23,15 @@ class Planned:
 
     def __init__(self, case: Case, recipe: str, count: int, batches: Sequence[int]) -> None:
         self.made = case.ensemble(recipe, count)
-        self.made.measure(batches, seconds=_MEASURING * len(batches))
-        self.refused: dict[int, str] = {}
+        self.plan = self.made.optimize(batches, seconds=_PLANNING * len(batches))
 
     def prepare(self, inputs: Inputs) -> Call:
-        """Compile for the rows of these inputs, where that is possible, and use it where it is faster."""
-        rows = inputs[0].shape[0]
-        try:
-            self.made.adopt(self.made.compile(rows))
-        except ensemble.ModelError as error:
-            self.refused[rows] = str(error)
+        """The call, which runs as the plan says for the rows of these inputs."""
         return lambda: self.made(*inputs)
 
     def note(self, rows: int) -> str:
-        """How a batch of so many rows runs."""
-        assert self.made.plan is not None
-        way = self.made.plan.way(rows)
-        text = way.kind if way.kind == "loop" else f"{way.kind}, {way.chunk} at once"
-        return f"{text} (not compiled: {self.refused[rows]})" if rows in self.refused else text
-
-
-def ours(recipe: str) -> Callable[[Case, int, Sequence[int]], Planned]:
-    """The way of a recipe."""
-    return lambda case, count, batches: Planned(case, recipe, count, batches)
+        """How a batch of so many rows runs, and what could not be had for it."""
+        trial = self.plan.trial(rows)
+        text = trial.kind if trial.kind == "loop" else f"{trial.kind}, {trial.chunk} at once"
+        failures = "; ".join(f"no {kind}: {reason}" for kind, reason in self.plan.failures.items())
+        return f"{text} ({failures})" if failures else text

@@ -104,7 +104,7 @@ class Running:
         begun = time.perf_counter()
         self.case = MODELS[self.model]()
         if self.way in RECIPES:
-            self.planned = ours.ours(self.way)(self.case, self.count, self.batches)
+            self.planned = ours.Planned(self.case, self.way, self.count, self.batches)
             self.prepare_call = self.planned.prepare
         else:
             self.prepare_call = PEERS[self.way](self.case, self.count)

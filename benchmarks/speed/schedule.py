@@ -137,6 +137,7 @@ class Schedule:
         starting = _share(deadline, _STARTING)
         for way in ways:
             if time.monotonic() > starting:
+                self.say(f"  {members} members, {WAYS[way].title}: {NO_TIME}")
                 self._reason(model, members, self.settings.batches, way, NO_TIME)
                 continue
             path = self._reference(model, WAYS[way].recipe)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import ensemble
 from benchmarks.models import MODELS, Case
 from benchmarks.speed import reference
 from benchmarks.speed.peers import Stacked, as_array
@@ -103,17 +102,19 @@ def test_a_way_is_checked_before_it_is_timed(tmp_path, monkeypatch):
         wrong.run(1, 0.01)
 
 
-def test_this_library_is_planned_and_says_why_it_is_not_compiled(tmp_path, monkeypatch):
-    def none(*_):
-        raise ensemble.ModelError("there is no compiler")
-
+def test_this_library_runs_as_it_plans_and_says_how(tmp_path, monkeypatch):
     path = tmp_path / "reference"
     reference.write("tiny", "low_rank", 4, [1, 2], path, 60)
-    monkeypatch.setattr("benchmarks.speed.ours._MEASURING", 0.2)
-    monkeypatch.setattr(ensemble.Ensemble, "compile", none)
+    # No time to compile anything, which the plan tells.
+    monkeypatch.setattr("benchmarks.speed.ours._PLANNING", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     running = Running("tiny", "low_rank", 4, [1, 2], path)
     running.start()
-    prepared = running.prepare(2)
-    assert prepared.error < 1e-6
-    assert "not compiled: there is no compiler" in prepared.note
+    for rows in (1, 2):
+        prepared = running.prepare(rows)
+        assert prepared.error < 1e-6
+        assert prepared.note.startswith(("vmap, ", "loop"))
+        assert "no time was left" in prepared.note
+    # What is planned once holds for all batches.
+    assert len(running.run(1, 0.01)) >= 1
     assert len(running.run(2, 0.01)) >= 1
