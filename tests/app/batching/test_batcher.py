@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from app.batching import Answer, Batcher, Outcome, OutOfMemory
+from app.batching.turn import Turn
 from app.errors import DeadlineExceeded, TooManyRequests, Unavailable
 from tests.app.batching.bench import Bench, Model, Seen, double, rows
 
@@ -62,6 +63,22 @@ def test_while_a_call_runs_the_next_is_put_together_and_requests_join_it_until_i
         answers = await bench.finish(first, *waiting)
         assert bench.engine.rows == [[0], [1, 2, 3, 4], [5]]
         assert [double(a) for a in answers] == [[0], [2], [4], [6], [8], [10]]
+
+    asyncio.run(main())
+
+
+def test_a_turn_that_is_taken_just_before_a_request_joins_it_leaves_the_request_whole(monkeypatch):
+    async def main():
+        bench = Bench(max_rows=4)
+        first, second = await bench.busy(), bench.ask(1)
+        await bench.settle()
+        with monkeypatch.context() as patched:
+            patched.setattr(Turn, "join", lambda *_: False)
+            third = bench.ask(2, 3)
+            await bench.settle()
+        answers = await bench.finish(first, second, third)
+        assert bench.engine.rows == [[0], [1], [2, 3]]
+        assert double(answers[2]) == [4, 6]
 
     asyncio.run(main())
 
