@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.batching import Call, OutOfMemory
 from app.errors import BadRequest, Unavailable
 from app.served import few_digits, load, to_array, to_tensor, wrap
 from tests.app.support import assert_same, expected, rows_of
@@ -92,6 +93,31 @@ def test_too_little_memory_is_no_fault_of_the_values(pair, monkeypatch, error):
     monkeypatch.setattr(type(pair[0].ensemble), "predict", full)
     with pytest.raises(Unavailable, match=r"not enough memory"):
         pair[0].infer(rows_of("pair", 1), ["value.mean"])
+
+
+def test_a_call_says_which_rows_are_no_numbers_and_how_many_members_were_evaluated(pair, loaded):
+    inputs = rows_of("pair", 3)
+    inputs["features"][1, 0] = np.nan
+    names = ("policy.mean", "value.mean")
+    outcome = pair[0].compute(Call(pair[0], inputs, names, 3, members=2))
+    assert outcome.members == 2
+    assert {name: rows.tolist() for name, rows in outcome.non_finite.items()} == {
+        "policy.mean": [False, True, False],
+        "value.mean": [False, True, False],
+    }
+    outcome = pair[0].compute(Call(pair[0], rows_of("pair", 3), names, 3, tolerance=1e-9))
+    assert outcome.members.tolist() == [6, 6, 6]
+    assert not outcome.non_finite
+    assert_same(outcome.arrays, expected(loaded["pair"], rows_of("pair", 3), names))
+
+
+def test_a_call_for_which_memory_does_not_suffice_says_so(pair, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(pair[0].ensemble), "predict", full)
+    with pytest.raises(OutOfMemory, match=r"not enough memory for 1 rows"):
+        pair[0].compute(Call(pair[0], rows_of("pair", 1), ("value.mean",), 1))
 
 
 def test_an_ensemble_that_is_loaded_already(loaded):
