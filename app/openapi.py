@@ -155,7 +155,7 @@ def _describe(repository: Repository) -> str:
     for entry in repository.entries.values():
         for output in entry.model.outputs.values() if entry.model else []:
             outputs.setdefault((output.name, output.description, output.unit), []).append(entry.name)
-    lines += [f"| `{n}` | {d} | {u} | {', '.join(names)} |" for (n, d, u), names in outputs.items()]
+    lines += [f"| `{n}` | {d} | {u} | {', '.join(dict.fromkeys(names))} |" for (n, d, u), names in outputs.items()]
     return "\n".join(lines)
 
 
@@ -172,11 +172,13 @@ def _predict_request(model: Served) -> dict[str, Any]:
 
 
 def _predict_answer(model: Served) -> dict[str, Any]:
+    lacking = [name for name, array in model.example_outputs.items() if not _all_finite(array)]
     return {
         "model": model.name,
         "version": model.version,
-        **model.details,
+        **_details(model, bool(lacking)),
         "outputs": {name: _numbers(array) for name, array in model.example_outputs.items()},
+        **({"non_finite": lacking} if lacking else {}),
     }
 
 
@@ -196,20 +198,31 @@ def _infer_request(model: Served) -> dict[str, Any]:
 
 
 def _infer_answer(model: Served) -> dict[str, Any]:
+    outputs = [
+        {
+            "name": name,
+            "datatype": model.outputs[name].datatype,
+            "shape": list(array.shape),
+            "data": _numbers(array.reshape(-1)),
+            **({} if _all_finite(array) else {"parameters": {"non_finite": True}}),
+        }
+        for name, array in model.example_outputs.items()
+    ]
     return {
         "model_name": model.name,
         "model_version": model.version,
-        "parameters": model.details,
-        "outputs": [
-            {
-                "name": name,
-                "datatype": model.outputs[name].datatype,
-                "shape": list(array.shape),
-                "data": _numbers(array.reshape(-1)),
-            }
-            for name, array in model.example_outputs.items()
-        ],
+        "parameters": _details(model, any("parameters" in output for output in outputs)),
+        "outputs": outputs,
     }
+
+
+def _details(model: Served, lacks_numbers: bool) -> dict[str, Any]:
+    """Of an example, which is one row."""
+    return {**model.details, **({"non_finite_rows": [0]} if lacks_numbers else {})}
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _numbers(array: NDArray[Any]) -> Any:

@@ -230,6 +230,14 @@ def test_models_that_cannot_be_shown_do_not_break_the_page(models, running, tmp_
             assert set(post["requestBody"]["content"]["application/json"]["examples"]) == {"house", "negative"}
             shown = post["responses"]["200"]["content"]["application/json"]["examples"]["negative"]["value"]
             assert shown["outputs"]["std"] == [[None, None]]
+            assert (shown["non_finite"], shown["non_finite_rows"]) == (["std"], [0])
+            for path in ("/v1/models/{name}/predict", "/v2/models/{name}/infer"):
+                post = document["paths"][path]["post"]
+                asked = post["requestBody"]["content"]["application/json"]["examples"]["negative"]["value"]
+                told = post["responses"]["200"]["content"]["application/json"]
+                answer = (await client.post(path.format(name="negative"), json=asked)).json()
+                same(answer, told["examples"]["negative"]["value"])
+                assert fits(answer, told["schema"])
             assert "**broken** (version 1): " in document["info"]["description"]
             assert str(tmp_path) not in reply.text
             assert "examples" not in document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
