@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import re
 import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["KeyFileError", "Keys", "WeakKey", "check_strength", "hash_line", "make_key"]
+__all__ = ["KeyFileError", "Keys", "WeakKey", "check_strength", "hash_line", "key_header", "make_key"]
 
 log = logging.getLogger("app.keys")
 
@@ -69,6 +70,12 @@ def hash_line(key: str, name: str = "") -> str:
     if name and not _NAME.fullmatch(name):
         raise ValueError("a name is 1 to 64 of the characters A-Z a-z 0-9 . _ @ -")
     return f"{_digest(check_strength(key)).hex()} {name}".rstrip()
+
+
+def key_header() -> dict[str, str]:
+    """The header with the key that the environment has for commands that ask a service; empty if it has none."""
+    key = os.environ.get("ENSEMBLED_API_KEY")
+    return {"X-API-Key": key} if key and _KEY.fullmatch(key) else {}
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from app.commands.reading import ReadingError, read_rows
+from app.keys import key_header
 
 DESCRIPTION = """\
 Ask an ensemble about rows in a file and print what it says, a line a row.
 
 TARGET is a saved ensemble (models/digits/1) or the base of a running service (http://127.0.0.1:8000). ROWS is a .npy,
-.npz (arrays named like the inputs), .json or .csv file, or - for JSON on standard input."""
+.npz (arrays named like the inputs), .json or .csv file, or - for JSON on standard input. A service is sent the key of
+ENSEMBLED_API_KEY, if that is set."""
 
 EPILOG = """\
 examples:
@@ -107,7 +109,7 @@ def _ask_service(args: argparse.Namespace, body: bytes) -> dict[str, Any]:
     import httpx
 
     path = f"/v1/models/{quote(args.model, safe='')}/predict" if args.model else "/predict"
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **key_header()}
     try:
         reply = httpx.post(args.target.rstrip("/") + path, content=body, headers=headers, timeout=args.timeout)
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 from rich.console import Console
 
+from app.keys import key_header
 from app.loadtest import plot, run
 from app.loadtest.config import Config, LoadTestError
 from app.loadtest.progress import watch
@@ -91,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="send this header; may be repeated",
+        help="send this header; may be repeated (the key of ENSEMBLED_API_KEY is sent by itself)",
     )
     what.add_argument("--seed", type=int, default=0, metavar="N", help="of random rows and arrivals (default: 0)")
 
@@ -141,7 +142,8 @@ def _config(args: argparse.Namespace) -> Config:
         data=args.data,
         body=args.body,
         seed=args.seed,
-        headers=tuple(_header(text) for text in args.header),
+        # What is given by a flag comes last, and wins.
+        headers=(*key_header().items(), *(_header(text) for text in args.header)),
     )
 
 

@@ -152,3 +152,11 @@ def test_the_file_is_looked_at_now_and_then_only(tmp_path, monkeypatch):
     for _ in range(50):
         made.owner("x")
     assert looks == []
+
+
+@pytest.mark.parametrize(("value", "sent"), [(None, {}), ("", {}), ("a\nb", {}), ("abc", {"X-API-Key": "abc"})])
+def test_commands_send_the_key_of_the_environment(monkeypatch, value, sent):
+    monkeypatch.delenv("ENSEMBLED_API_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ENSEMBLED_API_KEY", value)
+    assert keys.key_header() == sent

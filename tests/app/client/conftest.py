@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -81,11 +82,12 @@ class Scripted:
         requests: the head and body of each, as they came.
     """
 
-    def __init__(self, *script: bytes | str) -> None:
+    def __init__(self, *script: bytes | str, tls: ssl.SSLContext | None = None) -> None:
         self.script = list(script)
         self.requests: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._tls = tls
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: list[socket.socket] = [self._listener]
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -99,6 +101,9 @@ class Scripted:
 
     def _serve(self, connected: socket.socket) -> None:
         with contextlib.suppress(OSError):
+            if self._tls is not None:
+                connected = self._tls.wrap_socket(connected, server_side=True)
+                self._open.append(connected)
             while request := self._read(connected):
                 with self._lock:
                     self.requests.append(request)
@@ -141,8 +146,8 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
     """Makes a server of a script."""
     with contextlib.ExitStack() as made:
 
-        def make(*script: bytes | str) -> Scripted:
-            server = Scripted(*script)
+        def make(*script: bytes | str, **rest: Any) -> Scripted:
+            server = Scripted(*script, **rest)
             made.callback(server.close)
             return server
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
+import shutil
 import ssl
 
 import httpx
 import numpy as np
 import pytest
+import trustme
 
 from app.client import (
     AsyncClient,
@@ -23,7 +26,8 @@ from app.client import (
     calls,
 )
 from app.keys import make_key
-from tests.app.support import MEMBERS, assert_same, expected, rows_of, serving, until
+from tests.app.client.conftest import answer
+from tests.app.support import MEMBERS, assert_same, command, expected, rows_of, serving, until
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -137,24 +141,49 @@ def test_nobody_there(connect):
         client.models()
 
 
-def test_with_a_key_and_management(models, tmp_path, connect):
+@pytest.fixture(scope="module")
+def guarded(models, tmp_path_factory):
+    """A service with a key and management, and its key."""
     key = make_key()
-    with serving(tmp_path / "log", "--models", models, "--management", ENSEMBLED_API_KEY=key) as server:
-        client = connect(server.url, key=key, model="house")
-        assert key not in repr(client)
-        until(client.ready, "models are loaded")
-        assert client.infer(rows_of("house", 2))["mean"].shape == (2, 2)
-        client.unload("house")
-        assert not client.ready("house")
-        client.load("house")
-        assert client.ready("house")
-        assert client.infer(rows_of("house", 2))["mean"].shape == (2, 2)
-        for wrong in (None, make_key()):
-            stranger = connect(server.url, key=wrong, model="house")
-            assert stranger.live()
-            with pytest.raises(Unauthorized, match=r"key") as refused:
-                stranger.infer(rows_of("house", 2))
-            assert refused.value.status == 401
+    home = tmp_path_factory.mktemp("guarded")
+    shutil.copytree(models / "house", home / "models" / "house")
+    arguments = ("--models", home / "models", "--management")
+    with serving(home / "log", *arguments, ENSEMBLED_API_KEY=key) as server:
+        yield server, key
+
+
+def test_with_a_key_and_management(guarded, connect):
+    server, key = guarded
+    client = connect(server.url, key=key)
+    assert key not in repr(client)
+    until(client.ready, "models are loaded")
+    assert client.infer(rows_of("house", 2))["mean"].shape == (2, 2)
+    client.unload("house")
+    assert not client.ready("house")
+    client.load("house")
+    assert client.ready("house")
+    assert client.infer(rows_of("house", 2))["mean"].shape == (2, 2)
+    for wrong in (None, make_key()):
+        stranger = connect(server.url, key=wrong, model="house")
+        assert stranger.live()
+        with pytest.raises(Unauthorized, match=r"key") as refused:
+            stranger.infer(rows_of("house", 2))
+        assert refused.value.status == 401
+
+
+def test_commands_send_the_key_of_the_environment(guarded, connect):
+    server, key = guarded
+    until(connect(server.url, key=key).ready, "models are loaded")
+    rows = json.dumps(rows_of("house", 2)["input"].tolist())
+    done = command("predict", server.url, "-", "--json", stdin=rows, ENSEMBLED_API_KEY=key)
+    assert np.shape(json.loads(done.stdout)["outputs"]["mean"]) == (2, 2)
+    done = command("predict", server.url, "-", "--json", stdin=rows)
+    assert (done.returncode, "answered 401: a key is needed" in done.stderr) == (1, True)
+    load = ("loadtest", server.url, "--concurrency", 1, "--duration", 0.5, "--warmup", 0)
+    assert command(*load, ENSEMBLED_API_KEY=key).returncode == 0
+    done = command(*load)
+    assert done.returncode != 0
+    assert "401" in done.stderr + done.stdout
 
 
 def test_threads_share_a_client(service, loaded):
@@ -198,7 +227,37 @@ def test_a_transport_of_ones_own(running, models, loaded):
     assert_same(asyncio.run(main()).outputs, expected(loaded["house"], rows_of("house", 2)))
 
 
-def test_https_is_verified(connect):
-    client = connect("https://127.0.0.1:1", tls=ssl.create_default_context(), retry=Retry(attempts=1))
-    with pytest.raises(ConnectionFailed):
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(authority, scripted):
+    """A server of a script, behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return scripted(answer(200, b'[{"name": "m"}]'), tls=context)
+
+
+def test_https_with_a_certificate_that_is_trusted(authority, secure, connect):
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    client = connect(secure.url, tls=trusting)
+    for _ in range(3):
+        assert client.models() == [{"name": "m"}]
+    # All on one connection: the one that listens, what it accepted, and that in TLS.
+    assert len(secure._open) == 3
+
+
+@pytest.mark.parametrize("tls", [None, "another authority"])
+def test_https_with_a_certificate_that_is_not_trusted_is_no_connection(secure, connect, tls):
+    context = ssl.create_default_context()
+    if tls is not None:
+        trustme.CA().configure_trust(context)
+    client = connect(
+        secure.url, key="a-key-that-must-not-be-sent", tls=context if tls else None, retry=Retry(attempts=1)
+    )
+    with pytest.raises(ConnectionFailed, match=r"(?i)certificate"):
         client.models()
+    assert secure.requests == []

@@ -52,3 +52,21 @@ def test_cuda_without_cuda_is_one_line_and_status_2(models):
     assert done.returncode == 2
     assert done.stderr.startswith("ensembled serve: device 'cuda' is not there: PyTorch ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_key_is_taken_out_of_the_environment_before_anything_else_is_started(monkeypatch, models):
+    """Compilers are started with this process's environment."""
+    import os
+
+    from app import logs, server
+    from app.cli import main
+
+    seen = []
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.setattr(server, "serve", lambda settings: seen.append((settings.api_key, dict(os.environ))))
+    key = "0123456789abcdef-mine"
+    monkeypatch.setenv("ENSEMBLED_API_KEY", key)
+    assert main(["serve", "--models", str(models)]) == 0
+    ((kept, environment),) = seen
+    assert kept.get_secret_value() == key
+    assert key not in environment.values()

@@ -92,6 +92,13 @@ def fortress(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
         until(lambda: "model ready" in server.text() and "cannot be served" in server.text(), "models are loaded")
         yield Fortress(server, key, port("management"), port("metrics"), root, owned)
+        # It ends as it should, on every port, whoever is still connected.
+        for base in (server.url, *(port(name) for name in ("management", "metrics"))):
+            httpx.get(base + "/v2", headers={"X-API-Key": key})
+        idle = [server.connection() for _ in range(3)]
+        assert server.stop() == 0
+        for connected in idle:
+            connected.close()
         assert not owned.exists()
         assert key not in server.text()
         logged = [json.loads(line) for line in server.text().splitlines()]
