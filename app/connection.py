@@ -92,9 +92,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.admitted) >= self.limits.connections and not self._displace_an_idle_one():
-            text = f"{self.limits.connections} connections are open, which is the most; come back later"
-            self._refuse(_Refusal("connections", HTTPStatus.SERVICE_UNAVAILABLE, text))
+        if len(self.admitted) >= self.limits.connections and not self._make_room():
+            self._refuse(self._full())
         else:
             self.admitted[self] = None
             self._head_timer = self.loop.call_later(self.limits.head_seconds, self._head_is_late)
@@ -109,14 +108,23 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
-    def _displace_an_idle_one(self) -> bool:
-        for other in self.admitted:
-            if not other._begun and (other.cycle is None or other.cycle.response_complete):
-                del self.admitted[other]
-                other.transport.close()
-                other._end_within(self.limits.answer_seconds)
-                return True
-        return False
+    def _make_room(self) -> bool:
+        """Close the oldest connection of which nothing was accepted: an idle one, else one in the middle of a head."""
+        others = [c for c in self.admitted if c._in_head and (c.cycle is None or c.cycle.response_complete)]
+        if not others:
+            return False
+        other = next((c for c in others if not c._begun), others[0])
+        del self.admitted[other]
+        if other._begun:
+            other._refuse(self._full())
+        else:
+            other.transport.close()
+            other._end_within(self.limits.answer_seconds)
+        return True
+
+    def _full(self) -> _Refusal:
+        text = f"{self.limits.connections} connections are open, which is the most; come back later"
+        return _Refusal("connections", HTTPStatus.SERVICE_UNAVAILABLE, text)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle

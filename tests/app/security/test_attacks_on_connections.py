@@ -154,12 +154,12 @@ def test_connections_have_a_number_and_idle_ones_make_room(fortress):
         for connected in held:
             connected.close()
     before = refused(fortress, "connections")
-    # None of these is idle: each has begun a request.
+    # Of each of these a request was taken, whose body is still to come.
     busy = []
     try:
         for _ in range(CONNECTIONS + 3):
             busy.append(fortress.server.connection())
-            busy[-1].sendall(fortress.head())
+            busy[-1].sendall(fortress.head(content_length=10) + b"\r\n")
         until(lambda: refused(fortress, "connections") >= before + 3, "some are refused")
         told = [read_answer(connected) for connected in busy]
     finally:
@@ -178,12 +178,15 @@ def test_connections_have_a_number_and_idle_ones_make_room(fortress):
 
 
 def test_many_slow_clients_leave_room_for_one_that_is_not(fortress):
-    """9: as many as there may be are at it, and are cut off one after the other."""
-    slow = [fortress.server.connection() for _ in range(CONNECTIONS - 2)]
-    for connected in slow:
-        connected.sendall(b"GET /v2 HTTP/1.1\r\nx: ")
+    """9: of heads that do not end nothing was accepted, so they make room for one that does, and are told so."""
+    slow = []
     try:
+        for _ in range(2 * CONNECTIONS):
+            slow.append(fortress.server.connection())
+            slow[-1].sendall(b"GET /v2 HTTP/1.1\r\nx: ")
+        # All in less time than they have for a head.
         assert fortress.is_well()
+        assert read_answer(slow[0])[0] == 503
     finally:
         for connected in slow:
             connected.close()
@@ -328,7 +331,7 @@ def test_limits_of_one_port_are_not_those_of_another(fortress):
     busy = [fortress.server.connection() for _ in range(CONNECTIONS + 2)]
     try:
         for connected in busy:
-            connected.sendall(b"GET /v2 HTTP/1.1\r\nx: ")
+            connected.sendall(fortress.head(content_length=10) + b"\r\n")
         for base in (fortress.metrics, fortress.management):
             assert httpx.get(base + "/metrics", headers=fortress.headers, timeout=PATIENCE).status_code in (200, 404)
     finally:
