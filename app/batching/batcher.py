@@ -21,13 +21,13 @@ import contextvars
 import logging
 import math
 import time
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from app.batching.contract import Answer, Arrays, Call, Observer, Outcome, OutOfMemory, Reason, Target
-from app.batching.job import Job, Pace, Piece, packed
+from app.batching.job import Job, Piece, packed
+from app.batching.ledger import Ledger
 from app.batching.line import Line
 from app.batching.turn import Turn
 from app.errors import DeadlineExceeded, TooManyRequests, Unavailable
@@ -68,15 +68,13 @@ class Batcher:
         self._execute = execute
         self._make = make
         self._max_queued_rows = max_queued_rows
-        self._observer = observer
         self._max_delay = max_delay
         self._line = Line()
         # Calls to be made before any other: what is left of those that failed.
         self._again: deque[list[Piece]] = deque()
         self._turns: list[Turn] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._paces: weakref.WeakKeyDictionary[Target, Pace] = weakref.WeakKeyDictionary()
-        self._rows = self._requests = 0
+        self._ledger = Ledger(observer)
         self._unanswered = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         # What is logged of a call must not name the request that happened to wake the batcher.
@@ -90,7 +88,7 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows that wait."""
         self._note_taken()
-        return self._rows
+        return self._ledger.rows
 
     def start(self) -> None:
         """Begin to make calls."""
@@ -138,8 +136,11 @@ class Batcher:
             DeadlineExceeded: its deadline came first.
             Exception: what the call raised.
         """
-        job = self._admit(target, inputs, outputs, rows, members, tolerance, priority, deadline)
+        job = self._admitted(target, inputs, outputs, rows, members, tolerance, priority, deadline)
+        self._unanswered += 1
         try:
+            self._ledger.enter(job)
+            self._place(job)
             return await job.answer
         except asyncio.CancelledError:
             self._leave(job, "gone")
@@ -151,7 +152,7 @@ class Batcher:
             if not self._unanswered:
                 self._settled.set()
 
-    def _admit(
+    def _admitted(
         self,
         target: Target,
         inputs: Arrays,
@@ -164,23 +165,21 @@ class Batcher:
     ) -> Job:
         now = time.perf_counter()
         if self._closed:
-            self._tell_refused(target, "draining")
+            self._ledger.refused(target, "draining")
             raise Unavailable(_ENDING)
         if deadline <= now:
-            self._tell_refused(target, "deadline")
+            self._ledger.refused(target, "deadline")
             raise _too_late()
         self._note_taken()
         # A request alone in the queue is taken whatever its size, or a large one could never be answered.
-        if self._rows and self._rows + rows > self._max_queued_rows:
-            self._tell_refused(target, "queue_full")
+        waiting = self._ledger.rows
+        if waiting and waiting + rows > self._max_queued_rows:
+            self._ledger.refused(target, "queue_full")
             raise TooManyRequests(
-                f"{self._rows} rows are waiting and the limit is {self._max_queued_rows}; try again later",
-                retry_after=self._backlog(now),
+                f"{waiting} rows are waiting and the limit is {self._max_queued_rows}; try again later",
+                retry_after=self._ledger.backlog(now, self._turns),
             )
         shapes = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(inputs.items()))
-        pace = self._paces.get(target)
-        if pace is None:
-            pace = self._paces[target] = Pace()
         loop = asyncio.get_running_loop()
         job = Job(
             (id(target), shapes, members, tolerance),
@@ -190,7 +189,7 @@ class Batcher:
             rows,
             members,
             tolerance,
-            pace,
+            self._ledger.pace(target),
             loop.create_future(),
             priority,
             deadline,
@@ -198,9 +197,6 @@ class Batcher:
         )
         if deadline < math.inf:
             job.timer = loop.call_later(deadline - now, self._leave, job, "deadline")
-        self._unanswered += 1
-        self._count(job, rows)
-        self._place(job)
         return job
 
     def _place(self, job: Job) -> None:
@@ -300,11 +296,10 @@ class Batcher:
     def _settle(self, turn: Turn, outcome: Outcome | None, error: Exception | None) -> None:
         unbegun = turn.withdraw()
         self._note(turn)
-        if unbegun and error is not None:
+        if unbegun:
             log.error("the engine takes no calls: %s", error)
-            self._abandon(turn, error)
-            return
-        if error is not None:
+            self._abandon(turn, error or RuntimeError("the engine did not take the call"))
+        elif error is not None:
             self._repeat(turn.live or turn.pieces, error)
         elif outcome is not None:
             self._give(turn, outcome)
@@ -323,12 +318,11 @@ class Batcher:
                 piece.job.give(piece, piece.part(outcome, rows, waits[-1], computed))
             except Exception as problem:
                 log.exception("a request's rows cannot be given to it")
-                piece.job.fail(problem)
+                self._give_up(piece.job, problem)
             rows += piece.rows
-        turn.live[0].job.pace.measured(rows, computed)
         members = outcome.members
         most = members if members is None or isinstance(members, int) else int(members.max())
-        self._tell(self._observer.batch_done, turn.live[0].job.target, rows, waits, computed, most)
+        self._ledger.done(turn, waits, most)
 
     def _repeat(self, pieces: list[Piece], error: Exception) -> None:
         """What becomes of the rows of a call that failed."""
@@ -355,33 +349,21 @@ class Batcher:
 
     def _give_up(self, job: Job, error: Exception) -> None:
         self._line.remove(job)
-        self._count(job, -job.waiting)
+        self._ledger.leave(job)
         job.fail(error)
 
     def _leave(self, job: Job, reason: Reason) -> None:
         """Let a request go that nobody waits for any more."""
         if job.gone or (job.answer.done() and not job.answer.cancelled()):
             return
-        self._line.remove(job)
         self._note_taken()
-        self._count(job, -job.waiting)
-        job.fail(_too_late())
-        self._tell_refused(job.target, reason)
+        self._give_up(job, _too_late())
+        self._ledger.refused(job.target, reason)
 
     def _fail_all(self) -> None:
         while pieces := self._line.take(time.perf_counter(), 0.0):
             for piece in pieces:
-                self._count(piece.job, -piece.job.waiting)
-                piece.job.fail(Unavailable(_ENDING))
-
-    def _backlog(self, now: float) -> float:
-        """Seconds until what waits and what runs will have been computed."""
-        seconds = sum(pace.seconds * pace.rows for pace in self._paces.values())
-        for turn in self._turns:
-            if turn.noted and turn.begun:
-                rows = sum(piece.rows for piece in turn.live)
-                seconds += max(0.0, turn.pieces[0].job.pace.seconds * rows - (now - turn.begun))
-        return seconds
+                self._give_up(piece.job, Unavailable(_ENDING))
 
     def _note_taken(self) -> None:
         for turn in self._turns:
@@ -393,36 +375,11 @@ class Batcher:
         if turn.noted:
             return
         turn.noted = True
+        self._ledger.taken(turn)
         for piece in turn.pieces:
-            job = piece.job
-            self._count(job, -min(piece.rows, job.waiting), tell=False)
-            if job.bucket is not None:
+            if piece.job.bucket is not None:
                 # Those that came before this piece was taken get their turn before the next one.
-                self._line.postpone(job, time.perf_counter())
-        self._tell_queue()
-
-    def _count(self, job: Job, rows: int, *, tell: bool = True) -> None:
-        if rows:
-            waited = job.waiting > 0
-            job.waiting += rows
-            self._requests += (job.waiting > 0) - waited
-            job.pace.rows += rows
-            self._rows += rows
-            if tell:
-                self._tell_queue()
-
-    def _tell_queue(self) -> None:
-        self._tell(self._observer.queue_changed, self._rows, self._requests)
-
-    def _tell_refused(self, target: Target, reason: Reason) -> None:
-        self._tell(self._observer.refused, target, reason)
-
-    @staticmethod
-    def _tell(what: Callable[..., None], *about: Any) -> None:
-        try:
-            what(*about)
-        except Exception:
-            log.exception("the observer of the batcher raised")
+                self._line.postpone(piece.job, time.perf_counter())
 
 
 def _too_late() -> DeadlineExceeded:

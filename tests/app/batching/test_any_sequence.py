@@ -115,7 +115,7 @@ def test_every_request_of_any_sequence_gets_exactly_one_answer_and_the_right_one
         assert all(call.rows <= max_rows for call in bench.engine.made)
         assert (bench.seen.queued or [(0, 0)])[-1] == (0, 0)
         assert not bench.batcher._line
-        assert not any(pace.rows for pace in bench.batcher._paces.values())
+        assert not any(pace.rows for pace in bench.batcher._ledger._paces.values())
         # What was never to be computed was not.
         late = sum(len(asked.values) for asked in requests if asked.timeout == -1)
         made = sum(call.rows for call in bench.engine.made if -1 not in call.inputs["x"])

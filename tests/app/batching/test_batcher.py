@@ -314,9 +314,9 @@ def test_the_time_to_come_back_is_that_of_the_rows_that_wait_and_of_those_that_r
     async def main():
         bench = Bench(max_rows=4, max_queued_rows=6)
         await bench.ask(1)
-        bench.batcher._paces[bench.models["a"]].seconds = 10.0
-        bench.batcher._paces.setdefault(
-            bench.models["b"], type(bench.batcher._paces[bench.models["a"]])()
+        bench.batcher._ledger.pace(bench.models["a"]).seconds = 10.0
+        bench.batcher._ledger._paces.setdefault(
+            bench.models["b"], type(bench.batcher._ledger._paces[bench.models["a"]])()
         ).seconds = 3.0
         first = await bench.busy(1, 2)
         waiting = [bench.ask(3, 4, 5), bench.ask(6, 7, target="b")]
@@ -575,7 +575,7 @@ class Furious(Seen):
 def test_an_observer_that_raises_changes_nothing(caplog):
     async def main():
         bench = Bench(max_queued_rows=2)
-        bench.batcher._observer = Furious()
+        bench.batcher._ledger.observer = Furious()
         first = await bench.busy()
         waiting = [bench.ask(1, 2), bench.ask(3), bench.ask(4, timeout=-1)]
         gone = bench.ask(5)
@@ -612,14 +612,15 @@ def test_rows_that_cannot_be_joined_are_found_out_one_by_one(monkeypatch):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the engine has ended"), asyncio.CancelledError()])
+@pytest.mark.parametrize("error", [RuntimeError("the engine has ended"), asyncio.CancelledError(), None])
 def test_an_engine_that_takes_no_calls_leaves_nobody_waiting(error):
     async def main():
         bench = Bench()
         works = bench.batcher._execute
 
         async def refuse(*_):
-            raise error
+            if error is not None:
+                raise error
 
         bench.batcher._execute = refuse
         answers = await asyncio.gather(bench.ask(1), bench.ask(2), bench.ask(3, target="b"), return_exceptions=True)
@@ -710,7 +711,7 @@ def test_a_model_that_is_served_no_more_is_not_kept():
         bench.engine.made.clear()
         await bench.settle()
         del model
-        assert len(bench.batcher._paces) == 0
+        assert len(bench.batcher._ledger._paces) == 0
         await bench.finish()
 
     asyncio.run(main())
