@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 import shutil
@@ -13,6 +14,7 @@ import torch
 import ensemble
 from app.versions import NAME, VERSION
 from tests.app.security.conftest import Trap
+from tests.app.support import ROOT
 from tests.tampering import replace
 
 NAMES = ["..", ".", "", "../house", "..%2fhouse", "..%5chouse", "%2e%2e", "/etc", "%2fetc%2fpasswd", "linked", "a%20b",
@@ -106,3 +108,31 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path, models):
         with pytest.raises(ensemble.ArtifactError):
             ensemble.load(tmp_path / "m")
         del manifest["files"][name]
+
+
+def test_nothing_of_the_service_can_unpickle():
+    """5, 6: neither package imports what unpickles, loads weights as Python objects, or evaluates text."""
+    unpickles = {
+        "pickle",
+        "_pickle",
+        "cPickle",
+        "dill",
+        "cloudpickle",
+        "joblib",
+        "shelve",
+        "marshal",
+        "multiprocessing",
+    }
+    for file in [*(ROOT / "app").rglob("*.py"), *(ROOT / "ensemble").rglob("*.py")]:
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not unpickles & {name.split(".")[0] for name in names}, file
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "torch.export.load", "torch.jit.load"), file
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                # `ensembled build` reads weights for whoever calls it; the service reads none of these.
+                assert called != "torch.load" or given.get("weights_only") == "True", file
+                assert given.get("allow_pickle", "False") == "False", file
