@@ -20,7 +20,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 
+from app.server import _Server, create_app
+from app.settings import Settings
 from tests.app.repository.lives import build, damage, exchange, mean, rows
 from tests.app.support import PATIENCE, plain_body, read_answer, serving, until, v2_arrays, v2_body
 
@@ -262,3 +265,17 @@ def test_a_request_under_way_finishes_on_the_old_model_which_then_goes(saved, ri
             assert [part() for part in parts if part() is not None] == []
 
     asyncio.run(main())
+
+
+def test_a_signal_ends_readiness_at_once(saved, tmp_path):
+    """uvicorn looks at what a signal asked for ten times a second; who asks in between is told already."""
+    put(tmp_path, "m/1", saved[1])
+    app = create_app(Settings(models=tmp_path, compile=False))
+    service = app.state.service
+    server = _Server(uvicorn.Config(app), service, {})
+    assert not service.repository.draining
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit
+    assert service.repository.draining
+    assert not service.repository.ready
+    service.engine.close()
