@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # that one.
 TORCH ?=
 # How long the comparison of ways to run members may take.
-MINUTES ?= 180
+MINUTES ?= 240
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help

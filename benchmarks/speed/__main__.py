@@ -29,8 +29,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--members", nargs="+", type=_positive, metavar="N", default=[16, 128, 1024])
     parser.add_argument("--rows", nargs="+", type=_positive, metavar="B", default=[1, 8, 32])
     parser.add_argument("--ways", nargs="+", metavar="WAY", help="by default all; the loop is always among them")
-    parser.add_argument("--minutes", type=float, default=180, help="about how long all may take (default: 180)")
+    parser.add_argument("--minutes", type=float, default=240, help="about how long all may take (default: 240)")
     parser.add_argument("--seconds", type=float, default=1.5, help="of timing for each way in a cell (default: 1.5)")
+    parser.add_argument(
+        "--planning", type=float, default=25, help="seconds for this library's plan, a batch size (default: 25)"
+    )
     parser.add_argument(
         "--patience", type=float, default=240, help="seconds after which one step of a way is given up (default: 240)"
     )
@@ -78,6 +81,7 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: 
         ways=[way for way in WAYS if way in wanted],
         minutes=args.minutes,
         seconds=args.seconds,
+        planning=args.planning,
         patience=args.patience,
         verbose=args.verbose,
     )

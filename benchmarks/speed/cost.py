@@ -122,6 +122,7 @@ def measure(
     folder: Path,
     *,
     longest: float,
+    planning: float,
     patience: float,
     deadline: float,
     say: Callable[[str], None],
@@ -134,6 +135,7 @@ def measure(
         batches: numbers of rows, ascending.
         folder: an empty one, for what is compared with.
         longest: seconds; a cell whose call would take longer by its flops alone is left out.
+        planning: seconds for the plan, for each batch size.
         patience: seconds after which a step is given up.
         deadline: of ``time.monotonic``; what is not measured by then is left out.
         say: takes progress, and what is left out.
@@ -156,7 +158,7 @@ def measure(
         if not possible or time.monotonic() > deadline:
             say(f"{model}, {members} members: left out")
             continue
-        with Worker(Running, model, RECIPE, members, possible, path) as worker:
+        with Worker(Running, model, RECIPE, members, possible, path, planning) as worker:
             ready: list[int] = []
             try:
                 worker.ask("start", timeout=patience)
@@ -183,8 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=["mlp", "cnn"])
     parser.add_argument("--members", nargs="+", type=int, metavar="N", default=[16, 64, 256, 1024, 4096])
     parser.add_argument("--rows", nargs="+", type=int, metavar="B", default=[1, 4, 16, 64, 256])
-    parser.add_argument("--minutes", type=float, default=60, help="about how long all may take (default: 60)")
+    parser.add_argument("--minutes", type=float, default=90, help="about how long all may take (default: 90)")
     parser.add_argument("--longest", type=float, default=20, help="leave out calls over so many seconds (default: 20)")
+    parser.add_argument("--planning", type=float, default=25, help="seconds for the plan, a batch size (default: 25)")
     parser.add_argument("--patience", type=float, default=300, help="seconds for one step (default: 300)")
     parser.add_argument("--threads", type=int, help="by default as many as there are cores")
     parser.add_argument("--output", type=Path, default=IMAGE, help="the picture, .svg or .png (default: %(default)s)")
@@ -216,6 +219,7 @@ def _main(args: argparse.Namespace, folder: Path, words: list[str]) -> int:
             sorted(set(args.rows)),
             folder,
             longest=args.longest,
+            planning=args.planning,
             patience=args.patience,
             deadline=time.monotonic() + share,
             say=say,
@@ -225,8 +229,11 @@ def _main(args: argparse.Namespace, folder: Path, words: list[str]) -> int:
             continue
         grids[title] = grid
         print(f"\n{title}, median ms (rows across):\n\n{table(grid)}\n")
+        wanted = len(set(args.members)) * len(set(args.rows))
         worse = faster_than_linear(grid)
         print("\n".join(f"- {line}" for line in worse) if worse else "Nowhere does it grow faster than linearly.")
+        if len(grid) < wanted:
+            print(f"That is said of {len(grid)} of {wanted} cells; the others were left out.")
     if grids:
         draw(grids, args.output)
         print(f"\nThe picture is in {args.output}.")

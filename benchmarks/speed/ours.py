@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from benchmarks.models import Case
 from benchmarks.speed.peers import Call, Inputs
 
-# How long planning may take for each batch size, compiling included.
-_PLANNING = 40.0
-
 
 class Planned:
     """One ensemble with a plan for some batch sizes. What is done before it is timed is here, and only here.
@@ -19,11 +16,12 @@ class Planned:
         recipe: of :data:`benchmarks.models.RECIPES`.
         count: how many members.
         batches: rows that calls will have, ascending.
+        seconds: that planning may take for each of them, compiling included.
     """
 
-    def __init__(self, case: Case, recipe: str, count: int, batches: Sequence[int]) -> None:
+    def __init__(self, case: Case, recipe: str, count: int, batches: Sequence[int], seconds: float) -> None:
         self.made = case.ensemble(recipe, count)
-        self.plan = self.made.optimize(batches, seconds=_PLANNING * len(batches))
+        self.plan = self.made.optimize(batches, seconds=seconds * len(batches))
 
     def prepare(self, inputs: Inputs) -> Call:
         """The call, which runs as the plan says for the rows of these inputs."""

@@ -90,11 +90,14 @@ class Running:
         count: how many members.
         batches: numbers of rows.
         reference: the file of :func:`benchmarks.speed.reference.write` for this model and recipe.
+        planning: seconds that this library may take for its plan, for each batch size.
     """
 
-    def __init__(self, model: str, way: str, count: int, batches: Sequence[int], reference: Path) -> None:
+    def __init__(
+        self, model: str, way: str, count: int, batches: Sequence[int], reference: Path, planning: float
+    ) -> None:
         self.model, self.way, self.count, self.batches = model, way, count, sorted(batches)
-        self.reference = reference
+        self.reference, self.planning = reference, planning
         self.calls: dict[int, peers.Call] = {}
         self.prepare_call: peers.Prepare | None = None
         self.planned: ours.Planned | None = None
@@ -104,7 +107,7 @@ class Running:
         begun = time.perf_counter()
         self.case = MODELS[self.model]()
         if self.way in RECIPES:
-            self.planned = ours.Planned(self.case, self.way, self.count, self.batches)
+            self.planned = ours.Planned(self.case, self.way, self.count, self.batches, self.planning)
             self.prepare_call = self.planned.prepare
         else:
             self.prepare_call = PEERS[self.way](self.case, self.count)

@@ -22,7 +22,7 @@ LOOP = "loop"
 NO_TIME = "no time left"
 ROUNDS = 5
 # Shares of the time that there is, after which no further way is started or prepared: it is left for those that are.
-_STARTING, _PREPARING = 0.4, 0.7
+_STARTING, _PREPARING = 0.6, 0.7
 # Share of the free memory that may be used.
 _USED = 0.85
 
@@ -35,6 +35,7 @@ class Settings:
         models, members, batches, ways: what, in order.
         minutes: about how long all may take.
         seconds: of timing for each way in a cell.
+        planning: seconds that this library may take for its plan, for each batch size.
         patience: seconds after which a way that is still preparing or running is given up.
         verbose: leave what workers print.
     """
@@ -45,6 +46,7 @@ class Settings:
     ways: Sequence[str]
     minutes: float
     seconds: float
+    planning: float
     patience: float
     verbose: bool = False
 
@@ -141,7 +143,7 @@ class Schedule:
                 self._reason(model, members, self.settings.batches, way, NO_TIME)
                 continue
             path = self._reference(model, WAYS[way].recipe)
-            arguments = (model, way, members, self.settings.batches, path)
+            arguments = (model, way, members, self.settings.batches, path, self.settings.planning)
             worker = stack.enter_context(Worker(Running, *arguments, verbose=self.settings.verbose))
             try:
                 took = self._ask(worker, "start", deadline=deadline)

@@ -86,7 +86,7 @@ def test_jax_says_which_models_it_has_not():
 def test_a_way_is_checked_before_it_is_timed(tmp_path, monkeypatch):
     path = tmp_path / "reference"
     reference.write("tiny", "dense", 4, [1, 2], path, 60)
-    running = Running("tiny", "vmap", 4, [1, 2], path)
+    running = Running("tiny", "vmap", 4, [1, 2], path, planning=1.0)
     running.start()
     prepared = running.prepare(2)
     assert prepared.error < 1e-6
@@ -94,7 +94,7 @@ def test_a_way_is_checked_before_it_is_timed(tmp_path, monkeypatch):
     assert all(seconds > 0 for seconds in running.run(2, 0.01))
     right = PEERS["loop"]
     monkeypatch.setitem(PEERS, "loop", lambda case, n: lambda inputs: lambda: right(case, n)(inputs)() + 0.1)
-    wrong = Running("tiny", "loop", 4, [1, 2], path)
+    wrong = Running("tiny", "loop", 4, [1, 2], path, planning=1.0)
     wrong.start()
     with pytest.raises(RefusedError, match="wrong: differs"):
         wrong.prepare(1)
@@ -105,10 +105,9 @@ def test_a_way_is_checked_before_it_is_timed(tmp_path, monkeypatch):
 def test_this_library_runs_as_it_plans_and_says_how(tmp_path, monkeypatch):
     path = tmp_path / "reference"
     reference.write("tiny", "low_rank", 4, [1, 2], path, 60)
-    # No time to compile anything, which the plan tells.
-    monkeypatch.setattr("benchmarks.speed.ours._PLANNING", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    running = Running("tiny", "low_rank", 4, [1, 2], path)
+    # No time to compile anything, which the plan tells.
+    running = Running("tiny", "low_rank", 4, [1, 2], path, planning=0.0)
     running.start()
     for rows in (1, 2):
         prepared = running.prepare(rows)

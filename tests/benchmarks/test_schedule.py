@@ -23,7 +23,7 @@ class Fake:
     behaviour: dict
     asked: list
 
-    def __init__(self, make, model, way, members, batches, reference, verbose):
+    def __init__(self, make, model, way, members, batches, reference, planning, verbose):
         assert make is running.Running
         self.way, self.members = way, members
 
@@ -71,7 +71,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(schedule, "isolated", isolated)
         monkeypatch.setattr(schedule, "free_memory", lambda: free)
         results, said, finished = Results("a machine", "a command"), [], []
-        settings = Settings([model], list(members), [1, 8], list(SECONDS), minutes, 1.0, 60.0)
+        settings = Settings([model], list(members), [1, 8], list(SECONDS), minutes, 1.0, 5.0, 60.0)
         Schedule(settings, results, tmp_path, said.append, finished.append).run()
         assert finished == [model]
         return results
