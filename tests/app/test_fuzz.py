@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import json
 import socket
+import zlib
 from urllib.parse import quote
 
 import httpx
@@ -131,7 +133,21 @@ def test_valid_bodies_with_a_few_changes(client, data):
 @given(data=st.data())
 def test_valid_bodies_with_a_few_bytes_changed(client, data):
     path, document = data.draw(st.sampled_from(GOOD))
-    body = bytearray(json.dumps(document).encode())
+    fine(client.post(path, content=damaged(data, json.dumps(document).encode())))
+
+
+@EXAMPLES
+@given(data=st.data(), coding=st.sampled_from(["gzip", "deflate"]))
+def test_compressed_bodies_with_a_few_bytes_changed(client, data, coding):
+    path, document = data.draw(st.sampled_from(GOOD))
+    encode = gzip.compress if coding == "gzip" else zlib.compress
+    body = damaged(data, encode(json.dumps(document).encode()))
+    fine(client.post(path, content=body, headers={"Content-Encoding": coding}))
+
+
+def damaged(data, whole: bytes) -> bytes:
+    """A body of which some bytes are others, missing or new."""
+    body = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(body) - 1))
         change = data.draw(st.sampled_from(["set", "cut", "insert"]))
@@ -143,7 +159,7 @@ def test_valid_bodies_with_a_few_bytes_changed(client, data):
             body[place:place] = data.draw(st.binary(max_size=6))
         if not body:
             break
-    fine(client.post(path, content=bytes(body)))
+    return bytes(body)
 
 
 SEGMENTS = st.sampled_from(["v1", "v2", "models", "classes", "pair", "versions", "1", "2", "predict", "infer", "ready",
