@@ -36,7 +36,6 @@ class Compression:
         if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(self.endings):
             await self.app(scope, receive, send)
             return
-        coding = accepted_coding(Headers(scope=scope).getlist("accept-encoding"))
         start: Message | None = None
 
         async def compressing(message: Message) -> None:
@@ -51,12 +50,9 @@ class Compression:
                 return
             head, start = start, None
             body = message.get("body", b"")
-            if coding is not None and len(body) >= LEAST and not message.get("more_body", False):
-                if len(body) > _INLINE:
-                    smaller = await asyncio.to_thread(compress, body, coding)
-                else:
-                    smaller = compress(body, coding)
-                if smaller is not None:
+            if len(body) >= LEAST and not message.get("more_body", False):
+                coding = accepted_coding(Headers(scope=scope).getlist("accept-encoding"))
+                if coding is not None and (smaller := await _compressed(body, coding)) is not None:
                     headers = MutableHeaders(scope=head)
                     headers["Content-Encoding"], headers["Content-Length"] = coding, str(len(smaller))
                     message = {**message, "body": smaller}
@@ -64,3 +60,7 @@ class Compression:
             await send(message)
 
         await self.app(scope, receive, compressing)
+
+
+async def _compressed(body: bytes, coding: str) -> bytes | None:
+    return await asyncio.to_thread(compress, body, coding) if len(body) > _INLINE else compress(body, coding)
