@@ -15,8 +15,12 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["KeyFileError", "Keys", "WeakKey", "check_strength", "hash_line", "key_header", "make_key"]
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+__all__ = ["KeyFileError", "Keys", "WeakKey", "check_strength", "hash_line", "key_header", "keys_of", "make_key"]
 
 log = logging.getLogger("app.keys")
 
@@ -139,6 +143,15 @@ class Keys:
             log.error("the keys of before stay valid: %s", error)
         else:
             log.info("the file of keys was read again", extra={"keys": len(self._listed)})
+
+
+def keys_of(settings: Settings) -> Keys:
+    """The keys that a service asks for.
+
+    Raises:
+        KeyFileError: as :class:`Keys`.
+    """
+    return Keys(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_keys_file)
 
 
 def _digest(key: str) -> bytes:

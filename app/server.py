@@ -27,7 +27,7 @@ from uvicorn.config import STARTUP_FAILURE
 from app import tracing
 from app.connection import Limits, connections_within
 from app.errors import MethodNotAllowed, NotFound, ServiceError
-from app.keys import Keys
+from app.keys import Keys, keys_of
 from app.middleware import Authentication, BodyLimit, Compression, Inflation, Observation
 from app.middleware.answer import error_response
 from app.open_files import allow_open_files
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         TracingError: traces are asked for and cannot be sent.
     """
     traces = tracing.from_environment()
-    keys = Keys(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_keys_file)
+    keys = keys_of(settings)
     service = Service(settings)
 
     @contextlib.asynccontextmanager

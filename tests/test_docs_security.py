@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import shutil
@@ -10,8 +11,9 @@ import httpx
 
 from app.metrics import REASONS
 from app.middleware.authentication import OPEN
+from app.server import create_app
 from app.settings import Settings
-from tests.app.support import ROOT, command, serving, until
+from tests.app.support import ROOT, command
 
 SECTION = (ROOT / "docs" / "operations.md").read_text().split("\n## Security\n")[1].split("\n## ")[0]
 
@@ -25,21 +27,29 @@ def test_every_setting_that_it_names_exists():
     assert set(re.findall(r"`([a-z_]+)`", counted)) <= REASONS.keys()
 
 
-def test_its_commands_make_keys_that_open_the_service(saved, tmp_path):
+def test_its_commands_make_keys_that_open_the_service(saved, tmp_path, monkeypatch):
     lines = re.findall(r"^\$ ensembled key (.*)$", SECTION, re.MULTILINE)
     alice, bob = (shlex.split(line.split("<")[0]) for line in lines)
     key, line = command("key", *alice).stdout.splitlines()
     own = "bobs-own-key-0123456789"
-    (tmp_path / "keys").write_text(f"{line}\n" + command("key", *bob, stdin=own + "\n").stdout)
-    # The keys are asked for from the first moment on, whatever is being loaded.
+    bobs = command("key", *bob, stdin=own + "\n").stdout
+    file = tmp_path / "keys"
+    file.write_text(f"{line}\n{bobs}")
     shutil.copytree(saved / "mlp", tmp_path / "models" / "mlp" / "1")
-    with serving(tmp_path / "log", "--models", tmp_path / "models", "--api-keys-file", tmp_path / "keys") as server:
-        for opens in (key, own):
-            for headers in ({"X-API-Key": opens}, {"Authorization": f"Bearer {opens}"}):
-                assert server.get("/v2", headers=headers).status_code == 200
-        assert server.get("/v2").status_code == 401
+    monkeypatch.setattr("app.keys._LOOK_EVERY", 0.0)
+    app = create_app(Settings(models=tmp_path / "models", api_keys_file=file))
+
+    async def statuses(path: str, *headers: dict[str, str]) -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return [(await client.get(path, headers=each)).status_code for each in headers]
+
+    async def main():
+        ways = [{"X-API-Key": key}, {"Authorization": f"Bearer {key}"}, {"X-API-Key": own}, {}]
+        assert await statuses("/v2", *ways) == [200, 200, 200, 401]
         # Alice's is taken away, without a restart.
-        (tmp_path / "keys").write_text(command("key", *bob, stdin=own + "\n").stdout)
-        until(lambda: server.get("/v2", headers={"X-API-Key": key}).status_code == 401, "it is taken away")
-        assert server.get("/v2", headers={"X-API-Key": own}).status_code == 200
-        assert httpx.get(server.url + "/v2/health/live").status_code == 200
+        file.write_text(bobs)
+        assert await statuses("/v2", *ways) == [401, 401, 200, 401]
+        assert await statuses("/v2/health/live", {}) == [200]
+
+    asyncio.run(main())

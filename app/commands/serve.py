@@ -12,6 +12,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from app import logs
+from app.keys import KeyFileError, keys_of
 from app.settings import PREFIX, SECRETS, Settings, SettingsError, load, unknown_variables
 
 DESCRIPTION = """\
@@ -79,7 +80,8 @@ def main(args: argparse.Namespace) -> int:
     flags: dict[str, Any] = {n: v for n in Settings.model_fields if (v := getattr(args, n, None)) is not None}
     try:
         settings = load(flags, args.config)
-    except SettingsError as error:
+        keys_of(settings)
+    except (SettingsError, KeyFileError) as error:
         print(f"ensembled serve: {error}", file=sys.stderr)
         return 2
     logs.configure(settings.log_level, settings.log_format)
@@ -90,14 +92,13 @@ def main(args: argparse.Namespace) -> int:
         os.environ.pop(f"{PREFIX}{name.upper()}", None)
     # PyTorch is imported here, once the settings are known to be good.
     from app.engine import DeviceError
-    from app.keys import KeyFileError
     from app.repository import RepositoryError
     from app.server import serve
     from app.tracing import TracingError
 
     try:
         serve(settings)
-    except (RepositoryError, DeviceError, KeyFileError, TracingError) as error:
+    except (RepositoryError, DeviceError, TracingError) as error:
         print(f"ensembled serve: {error}", file=sys.stderr)
         return 2
     except SystemExit:

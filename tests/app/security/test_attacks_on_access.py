@@ -8,6 +8,7 @@ import json
 import httpx
 import pytest
 
+from app.cli import main
 from app.keys import make_key
 from app.middleware.authentication import OPEN
 from app.routes import metrics, v1, v2, v2_repository
@@ -154,10 +155,15 @@ def test_a_weak_key_does_not_guard_anything():
     assert "hunter2" not in done.stderr
 
 
-def test_a_typing_error_in_a_variable_does_not_pass_in_silence(tmp_path):
+def test_a_typing_error_in_a_variable_does_not_pass_in_silence(monkeypatch, caplog, models):
     """3: ENSEMBLED_APIKEY guards nothing, which is said before the first request."""
-    done = command("serve", "--models", tmp_path, ENSEMBLED_APIKEY=make_key())
-    assert "ENSEMBLED_APIKEY is no setting and does nothing; is ENSEMBLED_API_KEY meant?" in done.stderr
+    key = make_key()
+    monkeypatch.setenv("ENSEMBLED_APIKEY", key)
+    monkeypatch.setattr("app.logs.configure", lambda *_: None)
+    monkeypatch.setattr("app.server.serve", lambda _: None)
+    assert main(["serve", "--models", str(models)]) == 0
+    assert "ENSEMBLED_APIKEY is no setting and does nothing; is ENSEMBLED_API_KEY meant?" in caplog.text
+    assert key not in caplog.text
 
 
 def test_no_answer_invites_pages_of_other_sites(fortress, service):
