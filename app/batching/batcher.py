@@ -16,17 +16,16 @@ memory runs out, the target's calls are smaller from then on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from app.batching.contract import Answer, Arrays, Call, Observer, Outcome, OutOfMemory, Reason, Target
-from app.batching.job import Job, Piece, packed
+from app.batching.contract import Answer, Arrays, Call, Observer, Outcome, Reason, Target
+from app.batching.ending import Ending
+from app.batching.job import Job
 from app.batching.ledger import Ledger
 from app.batching.line import Line
 from app.batching.turn import Turn
@@ -70,11 +69,10 @@ class Batcher:
         self._max_queued_rows = max_queued_rows
         self._max_delay = max_delay
         self._line = Line()
-        # Calls to be made before any other: what is left of those that failed.
-        self._again: deque[list[Piece]] = deque()
         self._turns: list[Turn] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = Ledger(observer)
+        self._ending = Ending(self._line, self._ledger)
         self._unanswered = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         # What is logged of a call must not name the request that happened to wake the batcher.
@@ -242,10 +240,8 @@ class Batcher:
             task.add_done_callback(self._tasks.discard)
 
     def _next(self) -> Turn | None:
-        while self._again:
-            pieces = [piece for piece in self._again.popleft() if not piece.job.gone]
-            if pieces:
-                return Turn(pieces, sum(piece.rows for piece in pieces), again=True)
+        if again := self._ending.again():
+            return again
         if not self._line:
             return None
         delay = 0.0 if self._closed else self._max_delay
@@ -269,7 +265,8 @@ class Batcher:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 # The event loop ends.
                 self._closed = True
-                self._abandon(turn, cancelled)
+                self._turns = [other for other in self._turns if other is not turn]
+                self._ending.abandon(turn, cancelled)
                 raise
             error = Unavailable(_ENDING)
         except Exception as problem:
@@ -281,89 +278,36 @@ class Batcher:
                 self._settle(turn, outcome, error)
             except Exception as problem:
                 log.exception("a call cannot be given to its requests")
-                self._abandon(turn, problem)
+                self._ending.abandon(turn, problem)
         self._wake()
-
-    def _abandon(self, turn: Turn, reason: BaseException) -> None:
-        """Nothing can be computed for these rows, nor for a half of them."""
-        with contextlib.suppress(ValueError):
-            self._turns.remove(turn)
-        for piece in turn.pieces:
-            refusal = Unavailable("the service cannot answer any more; ask another instance")
-            refusal.__cause__ = reason
-            self._give_up(piece.job, refusal)
 
     def _settle(self, turn: Turn, outcome: Outcome | None, error: Exception | None) -> None:
         unbegun = turn.withdraw()
         self._note(turn)
         if unbegun:
             log.error("the engine takes no calls: %s", error)
-            self._abandon(turn, error or RuntimeError("the engine did not take the call"))
+            self._ending.abandon(turn, error or RuntimeError("the engine did not take the call"))
         elif error is not None:
-            self._repeat(turn.live or turn.pieces, error)
+            self._ending.repeat(turn.live or turn.pieces, error)
         elif outcome is not None:
-            self._give(turn, outcome)
+            self._ending.give(turn, outcome)
         for piece in turn.pieces:
             job = piece.job
             if not job.answer.done() and job.deadline <= turn.begun:
                 self._leave(job, "deadline")
-
-    def _give(self, turn: Turn, outcome: Outcome) -> None:
-        computed = turn.ended - turn.begun
-        rows = 0
-        waits: list[float] = []
-        for piece in turn.live:
-            waits.append(turn.begun - piece.job.queued_at)
-            try:
-                piece.job.give(piece, piece.part(outcome, rows, waits[-1], computed))
-            except Exception as problem:
-                log.exception("a request's rows cannot be given to it")
-                self._give_up(piece.job, problem)
-            rows += piece.rows
-        members = outcome.members
-        most = members if members is None or isinstance(members, int) else int(members.max())
-        self._ledger.done(turn, waits, most)
-
-    def _repeat(self, pieces: list[Piece], error: Exception) -> None:
-        """What becomes of the rows of a call that failed."""
-        rows = sum(piece.rows for piece in pieces)
-        if isinstance(error, OutOfMemory) and rows > 1:
-            target = pieces[0].job.target
-            target.max_batch = min(target.max_batch, max(1, rows // 2))
-            log.warning(
-                "memory does not suffice for %d rows at once; from now on it is %d at most",
-                rows,
-                target.max_batch,
-                extra={"model": target.name},
-            )
-            self._again.extendleft(reversed(packed(pieces, target.max_batch)))
-        elif len(pieces) > 1:
-            half = len(pieces) // 2
-            self._again.extendleft((pieces[half:], pieces[:half]))
-        elif isinstance(error, OutOfMemory):
-            refusal = Unavailable("there is not enough memory to evaluate this request")
-            refusal.__cause__ = error
-            self._give_up(pieces[0].job, refusal)
-        else:
-            self._give_up(pieces[0].job, error)
-
-    def _give_up(self, job: Job, error: Exception) -> None:
-        self._line.remove(job)
-        self._ledger.leave(job)
-        job.fail(error)
 
     def _leave(self, job: Job, reason: Reason) -> None:
         """Let a request go that nobody waits for any more."""
         if job.gone or (job.answer.done() and not job.answer.cancelled()):
             return
         self._note_taken()
-        self._give_up(job, _too_late())
+        self._ending.give_up(job, _too_late())
         self._ledger.refused(job.target, reason)
 
     def _fail_all(self) -> None:
         while pieces := self._line.take(time.perf_counter(), 0.0):
             for piece in pieces:
-                self._give_up(piece.job, Unavailable(_ENDING))
+                self._ending.give_up(piece.job, Unavailable(_ENDING))
 
     def _note_taken(self) -> None:
         for turn in self._turns:
