@@ -63,7 +63,7 @@ $(VENV)/torch: | $(VENV)/bin/python
 
 $(VENV)/base: pyproject.toml | $(VENV)/torch
 	@echo "==> installing (PyTorch is large: this takes a minute or a few)"
-	@$(PIP) -e '.[examples,plot]'
+	@$(PIP) -e '.[examples,openvino,plot]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/base

@@ -1,4 +1,4 @@
-"""What makes a ready model faster while it answers: its calls are compiled beside the engine, one model at a time."""
+"""What makes a ready model faster while it answers: its calls are compiled in a process beside, one model at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from app.background import Background
 from app.engine import Engine
+from app.planning import Planning, steps_for
 from app.served import Served
 from ensemble import EnsembledError
 
 log = logging.getLogger("app.acceleration")
 
-# Seconds; a call that takes longer to compile is the last one of its model.
-_LONGEST_COMPILE = 120
+# Seconds after which nothing further is compiled for a model.
+_LONGEST = 600.0
 
 
 class Accelerator:
@@ -22,16 +23,23 @@ class Accelerator:
 
     Args:
         engine: the thread on which what was compiled is checked and put to use.
+        planning: what may be compiled, and where.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, planning: Planning) -> None:
         self._engine = engine
+        self._planning = planning
         self._background = Background()
 
     @property
     def busy(self) -> bool:
-        """Whether a compiler is running, on a thread that the process may leave behind."""
+        """Whether a call is being compiled, on a thread that the process may leave behind."""
         return self._background.busy
+
+    def close(self) -> None:
+        """End the process that compiles."""
+        if self._planning.workshop is not None:
+            self._planning.workshop.close()
 
     async def accelerate(self, model: Served, wanted: Callable[[], bool]) -> None:
         """Compile calls of a model, and use those that are faster than what there is. Failures are logged.
@@ -40,32 +48,46 @@ class Accelerator:
             model: one that is ready.
             wanted: asked before each call whether the model is still served.
         """
-        about = {"model": model.name, "version": model.version}
-        for rows in sizes_to_compile(model):
+        if model.plan_complete or self._planning.workshop is None:
+            return
+        try:
+            await self._accelerate(model, wanted)
+        except Exception as error:
+            log.exception("calls are run as they are: %s", type(error).__name__, extra=_about(model))
+        finally:
+            # It holds a few hundred megabytes, and the next model may be long in coming.
+            await self._background.run(self.close)
+
+    async def _accelerate(self, model: Served, wanted: Callable[[], bool]) -> None:
+        made, planning, workshop, about = model.ensemble, self._planning, self._planning.workshop, _about(model)
+        assert workshop is not None
+        begun = time.perf_counter()
+        failed = made.missing_backends()
+        for kind, reason in failed.items():
+            log.info("%s is not used: %s", kind, reason, extra=about)
+        for step in steps_for(made, planning):
             if not wanted():
                 return
-            begun = time.perf_counter()
+            if step.kind in failed:
+                continue
+            if time.perf_counter() - begun > _LONGEST:
+                log.warning("nothing more is compiled, since it takes so long", extra=about)
+                break
+            started = time.perf_counter()
             try:
-                compiled = await self._background.run(model.ensemble.compile, rows)
-                used = await self._engine.run(model.ensemble.adopt, compiled)
+                compiled = await self._background.run(made.compile, step, workshop)
+                used = await self._engine.run(made.adopt, compiled)
             except EnsembledError as error:
-                log.warning("calls are run as they are, not compiled: %s", error, extra=about)
-                return
-            except Exception as error:
-                log.exception("calls are run as they are: %s", type(error).__name__, extra=about)
-                return
-            took = round(time.perf_counter() - begun, 1)
-            assert model.ensemble.plan is not None
-            said = model.ensemble.plan.way(rows)
-            log.info("%s%s", "" if used else "compiling brought nothing for ", said, extra={**about, "seconds": took})
-            if took > _LONGEST_COMPILE:
-                log.warning("no more calls are compiled, since it takes so long", extra=about)
-                return
+                failed[step.kind] = str(error)
+                log.warning("%s compiles nothing more: %s", step.kind, error, extra=about)
+                continue
+            took = round(time.perf_counter() - started, 1)
+            assert made.plan is not None
+            said = str(made.plan.way(step.rows)) if used else f"no gain from {step}"
+            log.info("%s", said, extra={**about, "seconds": took})
+        await self._engine.run(made.note_failures, failed)
+        await self._background.run(made.remember, model.plan_sizes, workshop, planning.precision)
 
 
-def sizes_to_compile(served: Served) -> list[int]:
-    """Batch sizes for which a call is worth compiling: one row, the largest batch, and some between."""
-    planned = [way.rows for way in served.ensemble.plan.ways] if served.ensemble.plan else []
-    chosen = [rows for rows in planned if rows.bit_length() % 2 == 1 or rows == planned[-1]]
-    # What waits while the engine is busy is merged to large batches; a single request finds it idle.
-    return sorted(chosen, key=lambda rows: (rows not in (planned[0], planned[-1]), rows))
+def _about(model: Served) -> dict[str, str]:
+    return {"model": model.name, "version": model.version}

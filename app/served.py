@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from torch import Tensor
 import ensemble
 from app.batching import Arrays, Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest, Unavailable
+from app.planning import PLAIN, Planning, Progress, batch_sizes, make_plan
 from app.protocol import TensorSpec
-
-# Called with what is being done, and how much of it is done (0..1).
-Progress = Callable[[str, float], None]
 
 _DATATYPES = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
@@ -27,7 +25,6 @@ _DATATYPES = {
     # JSON has no 16-bit numbers; a model in half precision takes float32 and rounds it itself.
     torch.float16: "FP32", torch.bfloat16: "FP32",
 }  # fmt: skip
-_MEASURE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,8 @@ class Served:
         error: largest relative difference from the loop over members, found when it was loaded.
         weights: how each weight runs and why, for people.
         example_inputs, example_outputs: one row and its real answer, for the documentation.
+        plan_sizes: batch sizes that its plan was made for.
+        plan_complete: whether nothing is left to be compiled for it.
     """
 
     name: str
@@ -77,6 +76,8 @@ class Served:
     weights: list[dict[str, Any]] = field(default_factory=list)
     example_inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     example_outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
+    plan_sizes: tuple[int, ...] = ()
+    plan_complete: bool = False
 
     @property
     def defaults(self) -> tuple[str, ...]:
@@ -167,6 +168,7 @@ def load(
     dtype: torch.dtype | None,
     max_batch: int,
     progress: Progress,
+    planning: Planning = PLAIN,
 ) -> Served:
     """Load a saved ensemble, measure the ways of running it, and check each against the loop over members.
 
@@ -180,16 +182,12 @@ def load(
         progress=lambda done, total: progress("drawing members", done / total),
     )
     served = wrap(name, version, made, max_batch)
-    sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power <= max_batch]
-    progress("measuring ways of running", 0.0)
-    plan = made.measure(
-        sizes,
-        seconds=_MEASURE_SECONDS,
-        progress=lambda rows: progress(f"measuring ways of running {rows} rows", sizes.index(rows) / len(sizes)),
-    )
+    sizes = batch_sizes(max_batch)
+    complete = make_plan(made, planning, sizes, progress)
+    assert made.plan is not None
     progress("checking against the loop over members", 0.0)
-    error = made.check(made.example(plan.ways[0].rows))
-    for way in plan.ways[1:]:
+    error = made.check(made.example(made.plan.ways[0].rows))
+    for way in made.plan.ways[1:]:
         error = max(error, made.check(made.example(way.rows)))
     # Rounded before it is answered, so that whoever copies it from the documentation gets that answer.
     rows = [few_digits(to_array(tensor)) for tensor in made.example(1)]
@@ -197,6 +195,8 @@ def load(
     return replace(
         served,
         error=error,
+        plan_sizes=tuple(sizes),
+        plan_complete=complete,
         weights=[asdict(row) for row in ensemble.compatibility(made)],
         example_inputs=example,
         example_outputs=served.infer(example, served.defaults),

@@ -20,12 +20,15 @@ from app.batching import Answer, Batcher, Call, Outcome
 from app.engine import Engine, pick_device
 from app.errors import BadRequest, Unavailable
 from app.metrics import Metrics
+from app.planning import Planning
+from app.processors import default_threads
 from app.protocol import InferRequest
 from app.repository import Repository
 from app.served import Served
 from app.settings import Settings
 from app.states import build, device_memory, model_states
 from app.upkeep import Upkeep
+from ensemble.backends.workshop import Workshop
 
 log = logging.getLogger("app.service")
 
@@ -52,7 +55,9 @@ class Service:
             devices=lambda: device_memory(device),
             build=build(device),
         )
-        self.engine = Engine(settings.threads)
+        self.engine = Engine(settings.threads or default_threads())
+        workshop = Workshop(settings.cache_dir) if settings.compile else None
+        planning = Planning(workshop, settings.precision)
         self.repository = Repository(
             settings.models,
             self.engine,
@@ -61,6 +66,7 @@ class Service:
             max_batch=settings.max_batch,
             default=settings.default_model,
             versions=settings.versions,
+            planning=planning,
         )
         self.batcher = Batcher(
             functools.partial(self.engine.run, bound=settings.engine_timeout),
@@ -69,7 +75,7 @@ class Service:
             observer=self.metrics,
             max_delay=settings.max_delay,
         )
-        self.accelerator = Accelerator(self.engine)
+        self.accelerator = Accelerator(self.engine, planning)
         self._upkeep = Upkeep(self.repository, self.accelerator if settings.compile else None, settings.poll)
 
     @property
@@ -90,6 +96,8 @@ class Service:
         """Finish what was accepted, and end."""
         self.repository.stop()
         await self.batcher.close()
+        # Whoever waits for the process that compiles goes on when it has ended.
+        self.accelerator.close()
         await self._upkeep.stop()
         self.engine.close()
         log.info("stopped")

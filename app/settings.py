@@ -81,10 +81,20 @@ class Settings(BaseModel):
         None, description="dtype of the weights (float32, bfloat16, float16, float64); as they were saved by default"
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of one operation; PyTorch's choice by default"
+        None,
+        ge=1,
+        le=1024,
+        description="threads of one operation; by default all processors, one less where there are four or more",
     )
     compile: bool = Field(
-        True, description="once a model is ready, compile its calls in the background (needs a C++ compiler)"
+        True, description="once a model is ready, compile its calls in a process beside, and use those that are faster"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="least precision that is good enough: float32, or bfloat16 where it is faster and near enough",
+    )
+    cache_dir: Path | None = Field(
+        None, description="directory where compiled calls and plans are kept; ~/.cache/ensembled by default"
     )
     default_model: str | None = Field(
         None, description="model that POST /predict asks; the only one that is loaded by default"
@@ -135,7 +145,7 @@ class Settings(BaseModel):
 
     @field_validator(
         "threads", "dtype", "default_model", "api_key", "api_keys_file", "management_host", "management_port",
-        "metrics_host", "metrics_port", "default_timeout", mode="before",
+        "metrics_host", "metrics_port", "default_timeout", "cache_dir", mode="before",
     )  # fmt: skip
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:

@@ -5,29 +5,51 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ensemble.compiled import Call, chunk_for, compile_call
+from ensemble.backends import BACKENDS
+from ensemble.backends.job import Job
+from ensemble.backends.workshop import Workshop
 from ensemble.errors import ModelError
-from ensemble.evaluate import default_chunk, evaluate, gathered
+from ensemble.evaluate import default_chunk, evaluate, gathered, loop
 from ensemble.members import Members
-from ensemble.plan import Plan, Way, candidates, measure, timed
+from ensemble.plan import Plan, Trial, Way, candidates, measure, timed
 from ensemble.program import Program
 from ensemble.structured import factored_program
 
-_REPEATS = 3
+# Evaluates members [start, start + chunk) on flat inputs: outputs (chunk, rows, ...).
+Call = Callable[[int, Sequence[Tensor]], tuple[Tensor, ...]]
+# How far 16-bit arithmetic may be from the loop, relative to the largest magnitude.
+BFLOAT16_BOUND = 2e-2
+_REPEATS = 5
+# Seconds that timing one compiled call may take.
+_TIMING_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled call, not yet checked."""
+    """A compiled call, not yet checked.
 
+    Attributes:
+        kind: the backend.
+        rows, chunk: what it takes.
+        call: runs it.
+        precision: in which it computes.
+    """
+
+    kind: str
     rows: int
     chunk: int
     call: Call
+    precision: str = "float32"
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        """What tells it from others."""
+        return self.kind, self.rows, self.chunk, self.precision
 
 
 class Runner:
@@ -43,10 +65,16 @@ class Runner:
     """
 
     def __init__(self, program: Program, members: Members) -> None:
+        self.original = program
         self.program = factored_program(program, members.factored) if members.factored else program
         self.members = members
         self.plan: Plan | None = None
-        self._calls: dict[tuple[int, int], Call] = {}
+        self._calls: dict[tuple[str, int, int, str], Call] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.members.stacked.values())).device
 
     def __call__(
         self, inputs: Sequence[Tensor], *, count: int | None = None, chunk: int | None = None
@@ -57,11 +85,11 @@ class Runner:
             chunk: members in one call, as :func:`~ensemble.evaluate.evaluate` takes it; by default the plan's way.
         """
         rows = inputs[0].shape[0]
-        way = self.plan.way(rows) if chunk is None and self.plan is not None else None
-        if way is not None and way.compiled is not None:
-            call = self._calls[way.compiled, way.chunk]
-            return gathered(self._called(call, way.compiled, way.chunk, inputs, count))
-        return evaluate(self.program, self.members, inputs, count=count, chunk=way.chunk if way else chunk)
+        trial = self.plan.trial(rows) if chunk is None and self.plan is not None else None
+        if trial is not None and trial.compiled:
+            call = self._calls[trial.kind, trial.rows, trial.chunk, trial.precision]
+            return gathered(self._called(call, trial.rows, trial.chunk, inputs, count))
+        return evaluate(self.program, self.members, inputs, count=count, chunk=trial.chunk if trial else chunk)
 
     def _called(
         self, call: Call, rows: int, chunk: int, inputs: Sequence[Tensor], count: int | None
@@ -70,7 +98,7 @@ class Runner:
         padded = [torch.cat([t, t[-1:].expand(rows - given, *t.shape[1:])]) if given < rows else t for t in inputs]
         total = self.members.count if count is None else min(count, self.members.count)
         for start in range(0, total, chunk):
-            outputs = call(self.members.slice(start, start + chunk), padded)
+            outputs = call(start, padded)
             yield tuple(
                 output[: total - start].narrow(1 + spec.batch_dim, 0, given)
                 for output, spec in zip(outputs, self.program.outputs, strict=True)
@@ -108,20 +136,35 @@ class Runner:
         self.plan = Plan(tuple(ways))
         return self.plan
 
-    def compile(self, inputs: Sequence[Tensor]) -> Compiled:
+    def note_failures(self, reasons: Mapping[str, str]) -> None:
+        """Have the plan tell why backends are not used."""
+        assert self.plan is not None
+        for kind, reason in reasons.items():
+            self.plan = self.plan.with_failure(kind, reason)
+
+    def job(self, kind: str, inputs: Sequence[Tensor], chunk: int) -> Job:
+        """What is to be compiled for batches of as many rows as these inputs have."""
+        return Job.of(kind, self.program, self.members, list(inputs), chunk)
+
+    def compile(self, kind: str, inputs: Sequence[Tensor], chunk: int, precision: str, workshop: Workshop) -> Compiled:
         """Compile a call for batches of as many rows as these inputs have. May run beside other calls, on any thread.
 
         Raises:
             ModelError: it cannot be compiled here.
         """
-        if self.program.live:
-            raise ModelError("A live module is not compiled; make the ensemble without live=True.")
-        rows = inputs[0].shape[0]
-        chunk = chunk_for(self.program, self.members.count, rows)
-        # Traced on a skeleton of its own, so that calls need not wait for it.
-        assert self.program.graph is not None
-        own = self.program.running(self.program.graph, self.program.empty_weights())
-        return Compiled(rows, chunk, compile_call(own, self.members, inputs, chunk))
+        backend = BACKENDS[kind]
+        if reason := backend.missing(self.device):
+            raise ModelError(f"{kind} cannot be used here: {reason}.")
+        job = self.job(kind, inputs, chunk)
+        target = workshop.build(job)
+        try:
+            call = backend.Compiled(job, target, self.members, precision)
+        except ModelError:
+            raise
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), "")
+            raise ModelError(f"{kind} cannot run what it compiled: {type(error).__name__} {line[:200]}") from error
+        return Compiled(kind, job.rows, chunk, call, precision)
 
     def adopt(self, compiled: Compiled, inputs: Sequence[Tensor], bound: float) -> bool:
         """Check and time a compiled call, and use it for every batch that it is fastest for.
@@ -138,27 +181,67 @@ class Runner:
         """
         assert self.plan is not None
         run = functools.partial(self._called, compiled.call, compiled.rows, compiled.chunk, inputs, None)
-        plain = evaluate(self.program, self.members, inputs, chunk=self.plan.way(compiled.rows).eager)
-        for got, want in zip(_whole(run()), _whole(plain), strict=True):
-            scale = float(want.double().abs().nan_to_num(0, 0, 0).max().clamp_min(1e-30))
-            if not torch.allclose(got.double(), want.double(), rtol=0, atol=bound * scale, equal_nan=True):
-                raise ModelError(f"The compiled call for {compiled.rows} rows gives other answers; it is not used.")
-        seconds = min(timed(self._finish, run) for _ in range(_REPEATS))
-        self._calls[compiled.rows, compiled.chunk] = compiled.call
-        self.plan = self.plan.with_compiled(compiled.rows, compiled.chunk, seconds)
-        used = any(way.compiled == compiled.rows for way in self.plan.ways)
-        if not used:
-            del self._calls[compiled.rows, compiled.chunk]
-        return used
+        limit = max(bound, BFLOAT16_BOUND) if compiled.precision == "bfloat16" else bound
+        error = self._error(run, inputs, limit, compiled)
+        incumbent = functools.partial(self.__call__, inputs)
+        seconds, before = self._race(run, incumbent)
+        trial = Trial(compiled.kind, compiled.chunk, compiled.rows, seconds, compiled.precision, error)
+        plan = self._with_current_time(compiled.rows, before).with_trial(trial)
+        self._calls[compiled.key] = compiled.call
+        self.plan = plan
+        used = {(w.best.kind, w.best.rows, w.best.chunk, w.best.precision) for w in plan.ways if w.best.compiled}
+        # What is not used any more gives its memory back.
+        self._calls = {key: call for key, call in self._calls.items() if key in used}
+        return compiled.key in used
+
+    def _error(
+        self, run: Callable[[], Iterator[tuple[Tensor, ...]]], inputs: Sequence[Tensor], bound: float, what: Compiled
+    ) -> float:
+        """How far a call is from the loop over materialised members on some of them; and that it is near the vmapped
+        call on all of them."""
+        assert self.plan is not None
+        got = _whole(run())
+        plain = _whole(evaluate(self.program, self.members, inputs, chunk=self.plan.way(what.rows).eager.chunk))
+        indices = sorted({round(i * (self.members.count - 1) / 3) for i in range(4)})
+        exact = loop(self.original, self.members, inputs, indices)
+        worst = 0.0
+        for ours, near, want in zip(got, plain, exact, strict=True):
+            scale = float(near.double().abs().nan_to_num(0, 0, 0).max().clamp_min(1e-30))
+            if not torch.allclose(ours.double(), near.double(), rtol=0, atol=bound * scale, equal_nan=True):
+                raise ModelError(
+                    f"The call for {what.rows} rows that {what.kind} compiled gives other answers; it is not used."
+                )
+            difference = (ours[indices].double() - want.double()).abs().nan_to_num(0, 0, 0)
+            worst = max(worst, float(difference.max()) / scale)
+        return worst
+
+    def _race(self, one: Callable[[], Iterator[object]], other: Callable[[], Iterator[object]]) -> tuple[float, float]:
+        """Seconds of two ways, timed in turns, so that what else the machine does hits both."""
+        begun = time.perf_counter()
+        times: list[tuple[float, float]] = []
+        while len(times) < _REPEATS and (not times or time.perf_counter() - begun < _TIMING_SECONDS):
+            times.append((timed(self._finish, one), timed(self._finish, other)))
+        return min(first for first, _ in times), min(second for _, second in times)
+
+    def _with_current_time(self, rows: int, seconds: float) -> Plan:
+        """The plan in which the way for so many rows took what it takes now, where that is more than it was."""
+        assert self.plan is not None
+        ways = []
+        for way in self.plan.ways:
+            if way.rows == rows and way.best.rows == rows:
+                best = dataclasses.replace(way.best, seconds=seconds)
+                way = Way.of(rows, (best, *(t for t in way.trials if t is not way.best)))
+            ways.append(way)
+        return dataclasses.replace(self.plan, ways=tuple(ways))
 
     def _run(self, inputs: Sequence[Tensor], chunk: int) -> None:
         self._finish(functools.partial(evaluate, self.program, self.members, inputs, chunk=chunk))
 
-    def _finish(self, outputs: Callable[[], Iterator[tuple[Tensor, ...]]]) -> None:
+    def _finish(self, outputs: Callable[[], Iterator[object]]) -> None:
         for _ in outputs():
             pass
-        if (device := next(iter(self.members.stacked.values())).device).type == "cuda":
-            torch.cuda.synchronize(device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def _whole(chunks: Iterator[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -16,11 +16,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # What is compiled is shared by all tests and their processes, and goes with them.
 _compiled = tempfile.TemporaryDirectory(prefix="ensembled-tests-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
+os.environ["XDG_CACHE_HOME"] = _compiled.name
 
 import torch
 from hypothesis import settings
 
 import ensemble
+from ensemble.backends.workshop import Workshop
 from tests.scenarios import SCENARIOS, seeded
 
 # In CI the same examples each time, so that a change is judged by itself.
@@ -48,6 +50,13 @@ def made() -> Callable[[str], ensemble.Ensemble]:
         return ensemble.perturb(seeded(scenario), recipe, members=MEMBERS, seed=3, example=scenario.inputs(3))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Iterator[Workshop]:
+    """Where calls are compiled; what one test compiled the others need not."""
+    with Workshop() as workshop:
+        yield workshop
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import ensemble
+from app.planning import batch_sizes
+from app.processors import default_threads
 from ensemble.artifact import read_manifest
+from ensemble.backends.workshop import Workshop
 from ensemble.memory import human
 
 DESCRIPTION = """\
@@ -27,14 +31,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="PATH", type=Path, help="directory of a saved ensemble, such as models/digits/1"
     )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="find the fastest ways of running on this machine now, and keep them for the service",
+    )
+    parser.add_argument(
+        "--max-batch", metavar="ROWS", type=int, default=64, help="the service's largest batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="threads of one operation, as the service is given them"
+    )
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", type=Path, help="where plans are kept (default: ~/.cache/ensembled)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def main(args: argparse.Namespace) -> int:
     """Inspect; 1 if the ensemble is not intact."""
+    torch.set_num_threads(max(1, args.threads or default_threads()))
     try:
         manifest = read_manifest(args.path)
         made = ensemble.load(args.path)
+        _plan(made, batch_sizes(max(1, args.max_batch)), args.cache_dir, measure=args.measure)
         error = made.check()
     except ensemble.EnsembledError as problem:
         print(f"ensembled inspect: {problem}", file=sys.stderr)
@@ -59,6 +79,8 @@ def main(args: argparse.Namespace) -> int:
             name: {"description": s.description, "unit": s.unit, "default": s.default, "shape": [-1, *shape]}
             for name, (s, shape) in made.described_statistics().items()
         },
+        "plan": [way.described() for way in made.plan.ways] if made.plan else [],
+        "backends_not_used": made.plan.failures if made.plan else {},
         "weights": [dataclasses.asdict(row) for row in ensemble.compatibility(made)],
     }
     if args.json:
@@ -66,6 +88,16 @@ def main(args: argparse.Namespace) -> int:
     else:
         _show(about)
     return 0
+
+
+def _plan(made: ensemble.Ensemble, sizes: list[int], cache: Path | None, *, measure: bool) -> None:
+    """Give an ensemble the plan that was kept on this machine, or a new one."""
+    with Workshop(cache) as workshop:
+        steps = None if measure else made.recall(sizes, workshop)
+        if steps is not None:
+            made.follow([step for step in steps if workshop.has(made.job(step))], workshop)
+    if measure:
+        made.optimize(sizes, cache=cache, again=True, progress=lambda text: print(f"trying {text}", file=sys.stderr))
 
 
 def _operations(made: ensemble.Ensemble) -> int:
@@ -104,3 +136,21 @@ def _show(about: dict[str, Any]) -> None:
     for row in about["weights"]:
         weights.add_row(row["name"], str(list(row["shape"])), row["how"], human(row["nbytes"]), row["why"])
     console.print(weights)
+    _show_plan(console, about)
+
+
+def _show_plan(console: Console, about: dict[str, Any]) -> None:
+    if not about["plan"]:
+        console.print("ways of running: not measured on this machine yet; the service does it, or --measure")
+        return
+    columns = ("rows", "way", "members a call", "ms", "loop, ms", "error", "tried")
+    plan = Table(*columns, title="ways of running, on this machine")
+    for way in about["plan"]:
+        tried = ", ".join(f"{t['way']} {t['members_in_one_call']}: {t['ms']:g}" for t in way["tried"][1:])
+        name = way["way"] if way["precision"] in (None, "float32") else f"{way['way']}, {way['precision']}"
+        error = "" if way["relative_error"] is None else f"{way['relative_error']:.0e}"
+        loop = "" if way["loop_ms"] is None else f"{way['loop_ms']:g}"
+        plan.add_row(str(way["rows"]), name, str(way["members_in_one_call"]), f"{way['ms']:g}", loop, error, tried)
+    console.print(plan)
+    for kind, reason in about["backends_not_used"].items():
+        console.print(f"{kind} is not used: {reason}")

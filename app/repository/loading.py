@@ -15,6 +15,7 @@ from app import served
 from app.background import Background
 from app.engine import Engine
 from app.errors import BadRequest, ServiceError, Unavailable
+from app.planning import PLAIN, Planning
 from app.repository.scan import Stamp, stamp_of
 from app.served import Served
 from ensemble import EnsembledError, MemoryLimitError
@@ -63,11 +64,13 @@ class Place:
     Attributes:
         device, dtype: of the weights.
         max_batch: rows in one call.
+        planning: how the fastest way is found.
     """
 
     device: torch.device
     dtype: torch.dtype | None = None
     max_batch: int = 64
+    planning: Planning = PLAIN
 
 
 class Loader:
@@ -156,6 +159,7 @@ class Loader:
                 dtype=place.dtype,
                 max_batch=place.max_batch,
                 progress=progress,
+                planning=place.planning,
             )
             return Loaded(model, stamp)
 

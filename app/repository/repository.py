@@ -20,6 +20,7 @@ import torch
 from app.acceleration import Accelerator
 from app.engine import Engine
 from app.errors import NotFound, Unavailable
+from app.planning import PLAIN, Planning
 from app.repository.entries import UNLOADED, Entry, Table
 from app.repository.loading import SHUTTING_DOWN, Loader, LoadFailure, Place
 from app.repository.scan import RepositoryError, Stamp, scan, scan_model, stamp_of
@@ -43,6 +44,7 @@ class Repository(Table):
         max_batch: rows in one call.
         default: name of the model that is asked when none is named.
         versions: which versions are served; see :mod:`app.versions`.
+        planning: how the fastest way of running each is found.
 
     Attributes:
         on_ready: called with the name and version of each model that has become ready.
@@ -62,11 +64,12 @@ class Repository(Table):
         max_batch: int = 64,
         default: str | None = None,
         versions: str = "latest",
+        planning: Planning = PLAIN,
     ) -> None:
         super().__init__(default)
         self._root = root
         self._policy: Policy = parse(versions)
-        self._loader = Loader(engine, Place(device, dtype, max_batch))
+        self._loader = Loader(engine, Place(device, dtype, max_batch, planning))
         # Names that somebody unloaded; nothing but a request loads them again.
         self._unloaded: set[str] = set()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)

@@ -10,7 +10,6 @@ from app.protocol import decode_predict, encode_predict, explain_plain_options
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.routes.v2 import metadata
 from app.routes.v2_repository import states
-from ensemble.plan import Way
 
 router = APIRouter(tags=["Plain"])
 
@@ -51,20 +50,10 @@ async def describe(request: Request, name: str) -> Response:
         "looped_because": made.looped_because or None,
         "checked_against_loop": {"relative_error": model.error},
         "compiling": service_of(request).repository.entry(name).compiling,
-        "plan": [_way(way) for way in made.plan.ways] if made.plan else [],
+        "plan": [way.described() for way in made.plan.ways] if made.plan else [],
+        "backends_not_used": made.plan.failures if made.plan else {},
     }
     return json_response(about)
-
-
-def _way(way: Way) -> dict[str, Any]:
-    """For people and tools: what a batch of so many rows is run as, and what that saves."""
-    return {
-        "rows": way.rows,
-        "way": way.kind,
-        "members_in_one_call": way.chunk or 1,
-        "ms": round(1000 * way.seconds, 3),
-        "loop_ms": None if way.loop_seconds is None else round(1000 * way.loop_seconds, 3),
-    }
 
 
 async def _predict(request: Request, name: str | None = None, version: str | None = None) -> Response:

@@ -45,6 +45,8 @@ VALUES = {
     "dtype": [("float16", "float16"), ("bfloat16", "bfloat16"), ("float64", "float64")],
     "threads": [("1", 1), ("2", 2), ("3", 3)],
     "compile": [("false", False), ("true", True), ("false", False)],
+    "precision": [("bfloat16", "bfloat16"), ("float32", "float32"), ("bfloat16", "bfloat16")],
+    "cache_dir": [("a", Path("a")), ("b", Path("b")), ("c", Path("c"))],
     "default_model": [("a", "a"), ("b", "b"), ("c", "c")],
     "max_batch": [("1", 1), ("2", 2), ("3", 3)],
     "max_queue": [("1", 1), ("2", 2), ("3", 3)],

@@ -1,0 +1,13 @@
+"""Compilers of the vmapped call, one a file, all of one shape.
+
+A backend says why it is missing on a device (``missing``), builds a :class:`~ensemble.backends.job.Job` to files with
+its ``SUFFIXES`` (``build``, in the worker process), and makes a call of them (``Compiled``).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from ensemble.backends import cudagraph, inductor, openvino
+
+BACKENDS: dict[str, ModuleType] = {"openvino": openvino, "inductor": inductor, "cudagraph": cudagraph}

@@ -1,0 +1,62 @@
+"""TorchInductor, ahead of time: fused kernels in C++ on a processor, in Triton on a GPU.
+
+What it compiles is a package with a shared library, run without Python's share of a call. On a processor it needs a
+C++ compiler.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ensemble.backends.job import Job
+from ensemble.backends.tracing import trace
+from ensemble.errors import ModelError
+from ensemble.members import Members
+
+SUFFIXES = (".pt2",)
+
+
+def missing(device: torch.device) -> str:
+    """Why it cannot be used here; empty if it can."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        return "there is no C++ compiler; install g++"
+    return ""
+
+
+def build(job: Job, target: Path) -> None:
+    """Compile a job to ``target`` with the suffix. Runs in the worker."""
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    traced, tensors = trace(job)
+    with torch.no_grad():
+        program = torch.export.export(traced, tuple(tensors))
+        options = {"max_autotune": True} if job.device == "cuda" else {}
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(target.with_suffix(SUFFIXES[0])), inductor_configs=options
+        )
+
+
+class Compiled:
+    """A package that was loaded, with the weights that it is called with."""
+
+    def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
+        if precision != "float32":
+            raise ModelError(f"Inductor computes in the weights' own dtype, not in {precision}.")
+        package: Any = torch._inductor.aoti_load_package(str(target.with_suffix(SUFFIXES[0])))
+        # The package's own call flattens and packs arguments, which takes longer than a small model.
+        self._run = package.loader.run
+        self._shared = [members.shared[spec.name] for spec in job.shared]
+        self._own = [members.stacked[spec.name] for spec in job.own]
+        self._chunk = job.chunk
+
+    def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Outputs of members [start, start + chunk)."""
+        own = [weight[start : start + self._chunk] for weight in self._own]
+        with torch.no_grad():
+            return tuple(self._run([*self._shared, *own, *(tensor.contiguous() for tensor in inputs)]))

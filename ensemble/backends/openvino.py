@@ -1,0 +1,166 @@
+"""OpenVINO on a processor: by far the fastest for members whose weights all differ, and it needs no compiler.
+
+The traced call is converted without weights, once for each shape; the weights are put in as constants where it will
+run, so that OpenVINO can lay them out for its kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ensemble.backends.job import Job
+from ensemble.backends.tracing import trace
+from ensemble.errors import ModelError
+from ensemble.members import Members
+from ensemble.memory import available, human
+
+aten = torch.ops.aten
+SUFFIXES = (".xml", ".bin")
+_DTYPES = {"float32", "int64", "int32", "int16", "int8", "uint8", "bool"}
+# Constants are kept as they are and once more as the kernels want them.
+_COPIES = 1.2
+
+
+def missing(device: torch.device) -> str:
+    """Why it cannot be used here; empty if it can."""
+    if device.type != "cpu":
+        return "OpenVINO runs on the processor only"
+    if importlib.util.find_spec("openvino") is None:
+        return "OpenVINO is not installed; pip install 'ensembled[openvino]'"
+    return ""
+
+
+@cache
+def openvino() -> ModuleType:
+    """The library, without its telemetry: importing it would already send an event."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    # An import of it then fails as if it were not installed, which OpenVINO provides for.
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        ov = importlib.import_module("openvino")
+        importlib.import_module("openvino.tools.ovc")
+    finally:
+        if before is None:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = before
+    return ov
+
+
+def build(job: Job, target: Path) -> None:
+    """Convert a job to ``target`` with the suffixes. Runs in the worker.
+
+    Raises:
+        ModelError: it has numbers that OpenVINO would compute in another precision.
+    """
+    check(job)
+    ov = openvino()
+    traced, tensors = trace(job)
+    _thin_products(traced)
+    with torch.no_grad():
+        model = ov.convert_model(torch.export.export(traced, tuple(tensors)))
+    parameters = model.get_parameters()
+    if len(parameters) != len(tensors):
+        raise ModelError("OpenVINO leaves out an input of this model.")
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        parameter.set_partial_shape(ov.PartialShape(list(tensor.shape)))
+    model.validate_nodes_and_infer_types()
+    ov.save_model(model, str(target.with_suffix(".xml")), compress_to_fp16=False)
+
+
+def check(job: Job) -> None:
+    """Raise if OpenVINO would compute in another precision.
+
+    Raises:
+        ModelError: so.
+    """
+    for spec in (*job.shared, *job.own, *job.inputs):
+        if spec.dtype not in _DTYPES:
+            raise ModelError(f"OpenVINO does not compute in {spec.dtype} on a processor ({spec.name}).")
+
+
+def _thin_products(traced: fx.GraphModule) -> None:
+    """Products with a vector for each member as sums and outer products, which are fused with their neighbours."""
+    graph = traced.graph
+    for node in list(graph.find_nodes(op="call_function", target=aten.bmm.default)):
+        left, right = node.args
+        with graph.inserting_before(node):
+            if left.meta["val"].shape[2] == 1:
+                new = graph.call_function(aten.mul.Tensor, (left, right))
+            elif right.meta["val"].shape[2] == 1:
+                row = graph.call_function(aten.permute.default, (right, [0, 2, 1]))
+                product = graph.call_function(aten.mul.Tensor, (left, row))
+                new = graph.call_function(aten.sum.dim_IntList, (product, [2], True))
+            else:
+                continue
+            # What follows may want the memory's order that the product had.
+            new = graph.call_function(aten.clone.default, (new,), {"memory_format": torch.contiguous_format})
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    traced.recompile()
+
+
+class Compiled:
+    """A converted model for each chunk of members, with their weights in it."""
+
+    def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
+        check(job)
+        _require_memory(job, members)
+        ov = openvino()
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._chunk = job.chunk
+        self._lock = threading.Lock()
+        self._requests = []
+        for start in range(0, members.count, job.chunk):
+            model = _core().read_model(str(target.with_suffix(".xml")))
+            _fill(ov, model, job, members, start)
+            self._requests.append(_core().compile_model(model, "CPU", settings).create_infer_request())
+
+    def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Outputs of members [start, start + chunk)."""
+        arrays = [tensor.contiguous().numpy() for tensor in inputs]
+        # A request is one call's at a time.
+        with self._lock:
+            outputs = self._requests[start // self._chunk].infer(arrays, share_inputs=True)
+        return tuple(torch.from_numpy(outputs[position]) for position in range(len(outputs)))
+
+
+@cache
+def _core() -> Any:
+    return openvino().Core()
+
+
+def _fill(ov: ModuleType, model: Any, job: Job, members: Members, start: int) -> None:
+    """Put the weights of one chunk in the places of the model's leading parameters."""
+    weights = [members.shared[spec.name] for spec in job.shared]
+    weights += [members.stacked[spec.name][start : start + job.chunk] for spec in job.own]
+    for parameter, weight in zip(model.get_parameters(), weights, strict=False):
+        constant = ov.opset13.constant(weight.contiguous().numpy(), shared_memory=True)
+        for use in parameter.output(0).get_target_inputs():
+            use.replace_source_output(constant.output(0))
+        model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+
+
+def _require_memory(job: Job, members: Members) -> None:
+    free, need = available(torch.device("cpu")), _COPIES * members.nbytes
+    if free is not None and need > free * 0.8:
+        raise ModelError(
+            f"OpenVINO would keep the members' weights once more, {human(need)}, and {human(free)} is free."
+        )

@@ -1,0 +1,181 @@
+"""Where calls are compiled and kept: the worker process, and the directory of what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ensemble
+from ensemble.backends import BACKENDS
+from ensemble.backends.job import Job
+from ensemble.errors import ModelError
+
+_WORKER = [sys.executable, "-m", "ensemble.backends.worker"]
+
+
+def default_directory() -> Path:
+    """Where what is compiled is kept between processes."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ensembled"
+
+
+class Workshop:
+    """Builds jobs in a process of its own and keeps what came of them.
+
+    Args:
+        directory: where; by default ``$XDG_CACHE_HOME/ensembled``. What is in it is run as code, so it is made readable
+            and writable by this user alone; where such a directory cannot be had, one is made for this process.
+        seconds: after which a job is given up.
+    """
+
+    def __init__(self, directory: Path | None = None, *, seconds: float = 120) -> None:
+        self.seconds = seconds
+        self.directory = self._private(directory or default_directory())
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._lock = threading.Lock()
+
+    def _private(self, wanted: Path) -> Path:
+        with contextlib.suppress(OSError):
+            wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = wanted.stat()
+            mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+            if mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(wanted, os.W_OK):
+                return wanted
+        temporary = tempfile.mkdtemp(prefix="ensembled-")
+        weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        return Path(temporary)
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def has(self, job: Job) -> bool:
+        """Whether a job was built already."""
+        return all(self._target(job).with_suffix(suffix).is_file() for suffix in BACKENDS[job.backend].SUFFIXES)
+
+    def build(self, job: Job) -> Path:
+        """Build a job, unless that was done before.
+
+        Returns:
+            The files' path without its suffix.
+
+        Raises:
+            ModelError: it cannot be built here, or not in time; the text says why.
+        """
+        target = self._target(job)
+        if self.has(job):
+            return target
+        with self._lock:
+            reason = self._ask(job)
+        if reason:
+            raise ModelError(f"{job.backend} cannot compile this call here: {reason}")
+        return target
+
+    def close(self) -> None:
+        """End the process, whatever it is doing. A later :meth:`build` starts another."""
+        # Before the lock, which whoever waits for the process holds.
+        if (process := self._process) is not None:
+            _kill(process)
+        with self._lock:
+            self._end()
+
+    def remember(self, key: str, document: Any) -> None:
+        """Keep a JSON document beside what was built."""
+        draft = self.directory / f"draft-{os.getpid()}-{key}.json"
+        with contextlib.suppress(OSError):
+            draft.write_text(json.dumps(document))
+            draft.replace(self.directory / f"{key}.json")
+
+    def recall(self, key: str) -> Any:
+        """A document that was kept; None if there is none that can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.directory / f"{key}.json").read_text())
+        return None
+
+    def _target(self, job: Job) -> Path:
+        return self.directory / job.key
+
+    def _ask(self, job: Job) -> str:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(job.to_json() + "\n")
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=self.seconds)
+        except queue.Empty:
+            self._end()
+            return f"it took longer than {self.seconds:g} seconds"
+        except OSError:
+            line = ""
+        if not line:
+            self._end()
+            return "the compiling process ended (out of memory?)"
+        reason: str = json.loads(line)["error"]
+        return reason
+
+    def _start(self) -> None:
+        # The package need not be installed, and the worker must be of the same one.
+        source = str(Path(ensemble.__file__).parent.parent)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.directory / "inductor"),
+            # Processes of its own would outlive it.
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [*_WORKER, str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            # An interrupt from the keyboard is for the process that answers.
+            start_new_session=True,
+        )
+        self._answers = queue.Queue()
+        threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        _kill(self._process)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._process = None
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError):
+        # It may be waiting for a compiler, which must not go on alone.
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError, OSError):
+        for line in process.stdout:
+            answers.put(line)
+    answers.put("")

@@ -1,0 +1,165 @@
+"""From an ensemble to its plan: what is tried, in which order, and how a plan is kept for the next time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from ensemble.backends import BACKENDS
+from ensemble.backends.job import digest
+from ensemble.backends.workshop import Workshop
+from ensemble.errors import ModelError
+from ensemble.members import Members
+from ensemble.plan import Plan, Trial
+from ensemble.program import Program
+from ensemble.runner import Compiled, Runner
+
+log = logging.getLogger("ensemble.optimize")
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+# Activations of one call: as many as a machine can spare, and as many as stay in a processor's cache.
+_MOST_BYTES = 1 * 2**30
+_CACHE_BYTES = 32 * 2**20
+_KERNEL_BYTES = 16 * 2**20
+# Calls that one batch may be divided into, each compiled for its own members.
+_MOST_CHUNKS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call that is worth compiling.
+
+    Attributes:
+        kind: the backend.
+        rows, chunk: what it takes.
+        precision: in which it computes.
+    """
+
+    kind: str
+    rows: int
+    chunk: int
+    precision: str
+
+    def __str__(self) -> str:
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{self.kind} for {self.rows} rows and {self.chunk} members at a time{precision}"
+
+
+def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> list[Step]:
+    """What to compile for batches of these sizes, the most promising first.
+
+    Args:
+        runner: of the ensemble.
+        rows: batch sizes, the most important first.
+        precision: the least that is good enough.
+    """
+    if runner.program.live:
+        return []
+    found = []
+    for kind, backend in BACKENDS.items():
+        if backend.missing(runner.device):
+            continue
+        lower = kind == "openvino" and precision == "bfloat16"
+        for size in rows:
+            for chunk in _chunks(kind, runner.program, runner.members, size):
+                found.append(Step(kind, size, chunk, "float32"))
+                if lower:
+                    found.append(Step(kind, size, chunk, "bfloat16"))
+    return found
+
+
+def _chunks(kind: str, program: Program, members: Members, rows: int) -> list[int]:
+    per_member = max(1, program.activation_bytes * rows)
+    fitting = _fitting(members.count, (_KERNEL_BYTES if kind == "inductor" else _CACHE_BYTES) // per_member)
+    if kind == "inductor":
+        # One package takes any members; smaller chunks cost calls only.
+        return [fitting]
+    whole = _fitting(members.count, _MOST_BYTES // per_member)
+    return [chunk for chunk in dict.fromkeys((whole, fitting)) if members.count // chunk <= _MOST_CHUNKS]
+
+
+def _fitting(members: int, most: int) -> int:
+    """The largest divisor of all members that is not over a bound."""
+    return max(size for size in range(1, members + 1) if members % size == 0 and size <= max(1, most))
+
+
+def missing(device: torch.device) -> dict[str, str]:
+    """Backends that cannot be used on a device, and why; those of other devices are left out."""
+    reasons = {kind: backend.missing(device) for kind, backend in BACKENDS.items()}
+    foreign = {"cudagraph"} if device.type == "cpu" else {"openvino"}
+    return {kind: reason for kind, reason in reasons.items() if reason and kind not in foreign}
+
+
+def follow(
+    runner: Runner,
+    todo: Sequence[Step],
+    *,
+    compile: Callable[[Step], Compiled],
+    adopt: Callable[[Compiled], bool],
+    seconds: float,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Compile what is worth it and use what is fastest; a backend that fails once is not asked again.
+
+    Args:
+        runner: of the ensemble; its plan tells afterwards what failed and why.
+        todo: what to compile.
+        compile, adopt: how.
+        seconds: after which no further step is begun.
+        progress: called with each step in words before it is begun.
+    """
+    begun = time.perf_counter()
+    failed: dict[str, str] = missing(runner.device)
+    for step in todo:
+        if step.kind in failed:
+            continue
+        if time.perf_counter() - begun > seconds:
+            failed[step.kind] = f"no time was left for {step}"
+            break
+        if progress:
+            progress(str(step))
+        try:
+            adopt(compile(step))
+        except ModelError as error:
+            failed[step.kind] = str(error)
+    runner.note_failures(failed)
+
+
+def key_of(runner: Runner, rows: Sequence[int], precision: str, inputs: Sequence[torch.Tensor]) -> str:
+    """A name for the plan of ensembles like this one, on this machine, with these versions and settings."""
+    job = runner.job("plan", inputs, runner.members.count)
+    return "plan-" + digest(json.dumps([job.to_json(), list(rows), precision, torch.get_num_threads()]))
+
+
+def remember(runner: Runner, workshop: Workshop, key: str) -> None:
+    """Keep the plan for the next time."""
+    if runner.plan is not None:
+        workshop.remember(key, runner.plan.to_json())
+
+
+def recall(runner: Runner, workshop: Workshop, key: str) -> list[Step] | None:
+    """Use a plan that was kept.
+
+    Returns:
+        What was compiled for it and is there, to be adopted; None if no plan was kept, or one that does not fit.
+    """
+    plan = Plan.from_json(workshop.recall(key))
+    if plan is None:
+        return None
+    count = runner.members.count
+    if not all(0 <= trial.chunk <= count for way in plan.ways for trial in way.trials):
+        return None
+    wanted = dict.fromkeys(way.best for way in plan.ways if way.best.compiled)
+    runner.plan = dataclasses.replace(plan, ways=tuple(way.without_compiled() for way in plan.ways))
+    return [_step(trial) for trial in wanted if trial.kind in BACKENDS]
+
+
+def _step(trial: Trial) -> Step:
+    return Step(trial.kind, trial.rows, trial.chunk, trial.precision)

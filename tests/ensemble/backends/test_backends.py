@@ -1,0 +1,84 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ensemble import LowRank, ModelError
+from ensemble.backends import BACKENDS, inductor, openvino
+from ensemble.backends.tracing import trace
+from ensemble.backends.worker import build
+from ensemble.optimize import Step
+from tests.ensemble.test_structured import remade
+from tests.reference import call, worst
+from tests.scenarios import SCENARIOS, seeded
+
+CPU = torch.device("cpu")
+compiles = pytest.mark.skipif(bool(inductor.missing(CPU)), reason="there is no C++ compiler")
+converts = pytest.mark.skipif(bool(openvino.missing(CPU)), reason="OpenVINO is not there")
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "raw_lstm", "encoder", "tied", "odd"])
+def test_what_compilers_are_given_is_the_vmapped_call(made, name):
+    ens = remade(made(name), LowRank(scale=0.3), members=4)
+    job = ens._runner.job("inductor", ens.example(3), 4)
+    traced, tensors = trace(job)
+    members = ens._runner.members
+    given = [members.shared[s.name] for s in job.shared] + [members.stacked[s.name] for s in job.own] + ens.example(3)
+    assert [t.shape for t in given] == [t.shape for t in tensors]
+    for got, want in zip(traced(*given), next(ens._runner(ens.example(3))), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@compiles
+def test_a_compiled_package_gives_what_each_members_module_gives(made, workshop):
+    scenario, ens = SCENARIOS["mlp"], remade(made("mlp"), LowRank(scale=0.3), members=6)
+    ens.measure((1, 4), seconds=0.1)
+    compiled = ens.compile(Step("inductor", 4, 3, "float32"), workshop)
+    ens.adopt(compiled)
+    inputs = scenario.inputs(4)
+    flat = ens.program.bind((inputs,), {}, CPU)
+    whole = [torch.cat([compiled.call(start, flat)[0] for start in (0, 3)])]
+    assert worst(whole, seeded(scenario), [ens.member(index) for index in range(6)], inputs) <= 1e-5
+    assert call(ens, inputs).shape == whole[0].shape
+
+
+def test_a_compiler_that_is_missing_is_named_with_what_to_do(made, workshop, monkeypatch):
+    monkeypatch.setattr(inductor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda _: None)
+    ens = remade(made("mlp"), LowRank(scale=0.3))
+    ens.measure((2,), seconds=0.1)
+    assert ens.steps() == []
+    assert ens.missing_backends() == {
+        "openvino": "OpenVINO is not installed; pip install 'ensembled[openvino]'",
+        "inductor": "there is no C++ compiler; install g++",
+    }
+    with pytest.raises(ModelError, match="inductor cannot be used here: there is no C"):
+        ens.compile(Step("inductor", 2, 5, "float32"), workshop)
+
+
+def test_backends_of_other_devices_say_so():
+    assert "GPU" in BACKENDS["cudagraph"].missing(CPU)
+    assert "processor" in BACKENDS["openvino"].missing(torch.device("cuda"))
+
+
+@converts
+def test_openvino_sends_nothing_home():
+    program = """
+import sys
+from ensemble.backends.openvino import openvino
+ov = openvino()
+ov.convert_model
+assert not any(name.startswith("openvino_telemetry") for name in sys.modules), "telemetry"
+import openvino.tools.ovc.telemetry_utils as utils
+assert utils.init_ovc_telemetry().__class__.__module__ == "openvino.tools.ovc.telemetry_stub"
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+@converts
+def test_a_failed_build_leaves_nothing_and_says_which_operation_it_was(made, tmp_path):
+    ens = remade(made("volumes"), LowRank(scale=0.3))
+    job = ens._runner.job("openvino", ens.example(2), len(ens))
+    assert "No conversion rule found for operations: aten._trilinear.default" in build(job, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,148 @@
+import os
+import stat
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from ensemble import LowRank, ModelError
+from ensemble.backends import workshop as module
+from ensemble.backends.job import Job
+from ensemble.backends.workshop import Workshop
+from tests.ensemble.test_structured import remade
+
+# A worker that never answers, one that ends at once, one that says no, and one that does what it is told.
+HANGING = "import time; time.sleep(60)"
+ENDING = "pass"
+REFUSING = 'import sys; [print(\'{"error": "no such operation"}\', flush=True) for _ in sys.stdin]'
+BUILDING = """
+import json, pathlib, sys
+for line in sys.stdin:
+    count = pathlib.Path(sys.argv[1], "count")
+    count.write_text(str(int(count.read_text()) + 1 if count.exists() else 1))
+    for suffix in (".xml", ".bin"):
+        pathlib.Path(sys.argv[1], sys.argv[2]).with_suffix(suffix).write_text("built")
+    print('{"error": ""}', flush=True)
+"""
+
+
+@pytest.fixture
+def job(made):
+    ens = remade(made("mlp"), LowRank(scale=0.3))
+    return ens._runner.job("openvino", ens.example(2), len(ens))
+
+
+def working(monkeypatch, program, *arguments):
+    """Workers run this instead; the directory comes first among their arguments."""
+    script = f"import sys; sys.argv = ['', sys.argv[-1], *sys.argv[1:-1]]\n{program}"
+    monkeypatch.setattr(module, "_WORKER", [sys.executable, "-c", script, *arguments])
+
+
+def test_a_job_that_takes_too_long_is_given_up_and_its_process_ended(job, monkeypatch, tmp_path):
+    working(monkeypatch, HANGING)
+    with Workshop(tmp_path / "c", seconds=0.5) as workshop:
+        started = []
+        monkeypatch.setattr(
+            module, "_kill", lambda process, kill=module._kill: (started.append(process), kill(process))
+        )
+        with pytest.raises(
+            ModelError, match=r"openvino cannot compile this call here: it took longer than 0\.5 seconds"
+        ):
+            workshop.build(job)
+        assert started[0].poll() == -9
+
+
+def test_a_process_that_ends_is_told_and_the_next_job_gets_another(job, monkeypatch, tmp_path):
+    with Workshop(tmp_path / "c") as workshop:
+        working(monkeypatch, ENDING)
+        with pytest.raises(ModelError, match="the compiling process ended"):
+            workshop.build(job)
+        working(monkeypatch, BUILDING, job.key)
+        assert workshop.build(job).with_suffix(".xml").read_text() == "built"
+
+
+def test_what_a_compiler_says_is_handed_on(job, monkeypatch, tmp_path):
+    working(monkeypatch, REFUSING)
+    with Workshop(tmp_path / "c") as workshop, pytest.raises(ModelError, match="here: no such operation"):
+        workshop.build(job)
+
+
+def test_nothing_is_built_twice_not_even_by_another_workshop(job, monkeypatch, tmp_path):
+    working(monkeypatch, BUILDING, job.key)
+    for _ in range(2):
+        with Workshop(tmp_path / "c") as workshop:
+            workshop.build(job)
+            assert workshop.has(job)
+            workshop.build(job)
+    assert (tmp_path / "c" / "count").read_text() == "1"
+
+
+def test_closing_ends_a_job_that_is_under_way(job, monkeypatch, tmp_path):
+    working(monkeypatch, HANGING)
+    workshop, said = Workshop(tmp_path / "c"), []
+
+    def build():
+        with pytest.raises(ModelError) as caught:
+            workshop.build(job)
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    while workshop._process is None:
+        time.sleep(0.01)
+    begun = time.perf_counter()
+    workshop.close()
+    thread.join()
+    assert time.perf_counter() - begun < 10
+    assert "the compiling process ended" in said[0]
+
+
+def test_its_directory_is_for_this_user_alone(tmp_path):
+    found = Workshop(tmp_path / "new" / "c").directory
+    assert found == tmp_path / "new" / "c"
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+
+
+def test_a_directory_that_others_can_write_is_not_used(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    workshop = Workshop(shared)
+    assert workshop.directory != shared
+    assert stat.S_IMODE(workshop.directory.stat().st_mode) == 0o700
+
+
+def test_a_place_where_no_directory_can_be_made_is_no_failure(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert os.access(Workshop(tmp_path / "file" / "c").directory, os.W_OK)
+
+
+def test_documents_are_kept_and_what_is_broken_is_none(tmp_path):
+    workshop = Workshop(tmp_path / "c")
+    workshop.remember("plan-a", {"ways": [1.5]})
+    assert workshop.recall("plan-a") == {"ways": [1.5]}
+    assert workshop.recall("plan-b") is None
+    (tmp_path / "c" / "plan-a.json").write_text("{")
+    assert workshop.recall("plan-a") is None
+
+
+def test_a_job_survives_its_text_and_its_key_tells_jobs_apart(made, job):
+    assert Job.from_json(job.to_json()) == job
+    ens = remade(made("mlp"), LowRank(scale=0.3))
+    others = [
+        ens._runner.job("inductor", ens.example(2), len(ens)),
+        ens._runner.job("openvino", ens.example(3), len(ens)),
+        remade(made("mlp"), LowRank(scale=0.3, rank=2))._runner.job("openvino", ens.example(2), len(ens)),
+        remade(made("mlp"), LowRank(scale=0.3), members=3)._runner.job("openvino", ens.example(2), 3),
+    ]
+    assert len({job.key, *(other.key for other in others)}) == 5
+    # What the weights are does not matter, only their shapes.
+    same = remade(made("mlp"), LowRank(scale=0.9))._runner.job("openvino", ens.example(2), len(ens))
+    assert same.key == job.key
+
+
+def test_weights_of_another_dtype_are_another_job(made, job):
+    half = remade(made("mlp"), LowRank(scale=0.3)).to(dtype=torch.bfloat16)
+    assert half._runner.job("openvino", half.example(2), len(half)).key != job.key
