@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import gzip
 import re
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ class Settled:
         whole = {**self.headers, **(headers or {})}
         if self.compress and len(content) >= _LEAST_TO_COMPRESS:
             content, whole["content-encoding"] = gzip.compress(content, 1), "gzip"
-        return httpx.Request(method, self.base + path, headers=whole, content=content)
+        return httpx.Request(method, _parsed(self.base + path), headers=whole, content=content)
 
     def infer(
         self,
@@ -127,6 +128,11 @@ class Settled:
     def forget(self, name: str, version: str | None) -> None:
         """After a refusal, since another version may take other inputs."""
         self.known.pop((name, version), None)
+
+
+@functools.lru_cache(256)
+def _parsed(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 def model_path(name: str, version: str | None) -> str:

@@ -15,6 +15,8 @@ import httpcore
 
 __all__ = ["Sockets"]
 
+_HOLD = 2**16
+
 
 class Sockets(httpcore.AsyncNetworkBackend):
     """asyncio's streams as httpcore wants them, for one connection."""
@@ -48,14 +50,26 @@ class _Stream(httpcore.AsyncNetworkStream):
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._held: list[bytes] = []
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._held:
+            # A service that refuses early may close its side, and its answer is there to be read all the same.
+            with contextlib.suppress(httpcore.WriteError):
+                await self._send()
         with _raising(httpcore.ReadError):
             return await self._reader.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # httpcore writes head and body one after the other, and then reads: small ones go in one packet.
+        self._held.append(buffer)
+        if sum(map(len, self._held)) > _HOLD:
+            await self._send()
+
+    async def _send(self) -> None:
+        held, self._held = b"".join(self._held), []
         with _raising(httpcore.WriteError):
-            self._writer.write(buffer)
+            self._writer.write(held)
             await self._writer.drain()
 
     async def start_tls(
