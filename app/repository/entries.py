@@ -65,6 +65,8 @@ class Table:
         self.entries: dict[tuple[str, str], Entry] = {}
         self.draining = False
         self._default = default
+        # The latest version of each name that can answer, which most requests ask for.
+        self._latest: dict[str, Served] = {}
 
     @property
     def names(self) -> list[str]:
@@ -137,6 +139,8 @@ class Table:
         """
         if self.draining:
             raise Unavailable(_DRAINING)
+        if version is None and name in self._latest:
+            return self._latest[name]
         entry = self.entry(name, version)
         if entry.model is None:
             which = f"model {entry.name!r}" + (f" version {version}" if version is not None else "")
@@ -154,14 +158,22 @@ class Table:
         self.entries[entry.name, entry.version] = entry
         # A new table, since a thread may be going through the old one.
         self.entries = dict(sorted(self.entries.items(), key=lambda item: (item[0][0], int(item[0][1]))))
+        self._find_latest()
 
     def _drop(self, entries: Iterable[Entry]) -> None:
         gone = {(entry.name, entry.version) for entry in entries}
         self.entries = {key: entry for key, entry in self.entries.items() if key not in gone}
+        self._find_latest()
 
     def _change(self, key: tuple[str, str], **changes: object) -> None:
         # Names of fields cannot be typed as keyword arguments.
         self.entries[key] = replace(self.entries[key], **changes)  # type: ignore[arg-type]
+        if "model" in changes:
+            self._find_latest()
+
+    def _find_latest(self) -> None:
+        # In the order of versions, so the last one stays.
+        self._latest = {e.name: e.model for e in self.entries.values() if e.model is not None}
 
 
 def _listing(names: Iterable[str]) -> str:
