@@ -78,7 +78,7 @@ class Engine:
         self._running: _Order | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        self._started = False
 
     async def run(self, call: Callable[..., T], *args: object, bound: float | None = None) -> T:
         """Run a call on the thread and wait for what it returns or raises. One not yet begun can be cancelled.
@@ -91,6 +91,9 @@ class Engine:
         """
         if self._closed:
             raise EngineClosed("the engine has ended")
+        if not self._started:
+            self._started = True
+            self._thread.start()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
         order = _Order(call, args, bound, answer, loop)
@@ -129,6 +132,8 @@ class Engine:
                 order = self._orders.get_nowait()
                 if order is not None:
                     self._post(order, None, EngineClosed("the engine has ended"))
+        if not self._started:
+            return True
         self._orders.put(None)
         self._thread.join(patience)
         if self._thread.is_alive():

@@ -156,6 +156,15 @@ def test_a_close_leaves_a_call_behind_that_does_not_end_and_refuses_the_others()
     end.set()
 
 
+def test_one_that_was_never_used_has_no_thread_and_closes_at_once():
+    before = threading.active_count()
+    engine = Engine()
+    assert threading.active_count() == before
+    assert engine.close(0)
+    with pytest.raises(EngineClosed):
+        asyncio.run(engine.run(lambda: 5))
+
+
 def test_nothing_of_a_call_is_kept():
     class Large:
         pass
