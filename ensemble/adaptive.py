@@ -41,13 +41,13 @@ def first(
     runner: Runner, inputs: Sequence[Tensor], count: int, chunk: int | None = None, start: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:
     """Run members [start, count) on a batch, without evaluating many more; as :class:`~ensemble.runner.Runner`."""
-    if start == 0 and chunk is None and runner.plan is not None:
-        way = runner.plan.way(inputs[0].shape[0])
-        # A compiled call evaluates whole chunks.
-        if way.compiled is None or -(-count // way.chunk) * way.chunk < 2 * count:
-            return runner(inputs, count=count)
     if chunk is None and runner.plan is not None:
-        chunk = runner.plan.way(inputs[0].shape[0]).eager
+        rows = inputs[0].shape[0]
+        trial = runner.plan.trial(rows)
+        # A compiled call evaluates whole chunks.
+        if start == 0 and (not trial.compiled or -(-count // trial.chunk) * trial.chunk < 2 * count):
+            return runner(inputs, count=count)
+        chunk = runner.plan.way(rows).eager.chunk
     some = dataclasses.replace(runner.members, count=count - start, stacked=runner.members.slice(start, count))
     return evaluate(runner.program, some, inputs, chunk=chunk)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ensemble
 from ensemble import adaptive
 from ensemble.adaptive import FIRST, checkpoints
-from ensemble.plan import Plan, Way
+from ensemble.plan import Plan, Trial, Way
 from tests.scenarios import SCENARIOS, seeded
 
 N, ROWS = 100, 8
@@ -145,20 +145,20 @@ def test_rows_that_are_done_are_not_evaluated_any_more(monkeypatch):
 
 def test_few_members_do_not_run_a_compiled_call_for_many():
     ens, x = built()
-    way = Way(ROWS, 50, 0.1, None, compiled=ROWS, eager=10)
-    ens._runner.plan = Plan((way,))
+    compiled, eager = Trial("inductor", 50, ROWS, 0.1), Trial("vmap", 10, ROWS, 0.2)
+    ens._runner.plan = Plan((Way.of(ROWS, [compiled, eager]),))
     ran = []
 
-    def call(own, batch):
-        ran.append(len(next(iter(own.values()))))
+    def call(start, batch):
+        ran.append(start)
         return (torch.zeros(50, ROWS, 4),)
 
-    ens._runner._calls[ROWS, 50] = call
+    ens._runner._calls["inductor", ROWS, 50, "float32"] = call
     torch.testing.assert_close(ens.predict(x, members=10).mean, built()[0].predict(x, members=10).mean)
     torch.testing.assert_close(ens.predict(x, tolerance=10.0).mean, built()[0].predict(x, members=FIRST).mean)
     assert ran == []
     assert (ens.predict(x, members=30).mean == 0.25).all()
-    assert ran == [50]
+    assert ran == [0]
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, float("nan"), float("inf"), "0.1", None])
