@@ -180,12 +180,20 @@ class _Rewriter:
     def _times(self, x: fx.Node, w: _Factored, product: Any) -> fx.Node:
         """x times a matrix whose input side are the rows of ``w``, or its columns if it is flipped."""
         inner, outer = (w.right, w.left) if w.flipped else (w.left, w.right)
+        x = self._in_order(x)
         if w.shape.form == "multiplicative":
             scaled = self.call(aten.mul.Tensor, x, self._vector(inner))
             return self.call(aten.mul.Tensor, self.call(product, scaled, w.base), self._vector(outer))
         thin = self.call(aten.matmul.default, x, inner)
         own = self.call(aten.linear.default, thin, outer)
         return self.call(aten.add.Tensor, self.call(product, x, w.base), own)
+
+    def _in_order(self, x: fx.Node) -> fx.Node:
+        """A value whose rows lie one after the other: a product with more than two dimensions is one large product
+        then, and one for each row otherwise, for which the shared matrix would be repeated."""
+        if x.target not in (aten.permute.default, aten.transpose.int):
+            return x
+        return self.graph.call_function(aten.clone.default, (x,), {"memory_format": torch.contiguous_format})
 
     def _vector(self, factor: fx.Node) -> fx.Node:
         return self.call(aten.squeeze.dim, factor, -1)
