@@ -32,6 +32,8 @@ examples:
 
 _METAVARS = {
     "models": "DIR",
+    "cache_dir": "DIR",
+    "precision": "DTYPE",
     "host": "ADDRESS",
     "device": "DEVICE",
     "dtype": "DTYPE",
