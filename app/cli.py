@@ -38,7 +38,8 @@ ensembled COMMAND --help explains each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 used wrongly, 130 interrupted,
+    141 not read to the end."""
     # PyTorch's threads wait for each other spinning, for milliseconds: on a machine whose cores have other work (the
     # event loop among it) a call then takes hundreds of times longer. A short spin costs nothing where cores are free.
     # Read when PyTorch is imported, so it is said here.
@@ -63,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     try:
         status: int = args.main(args)
+        sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever reads has read enough, as `head` does. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":

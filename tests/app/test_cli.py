@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -109,6 +110,17 @@ def test_an_interrupt_is_status_130(capsys, monkeypatch):
 
     monkeypatch.setattr(inspect, "main", interrupted)
     assert run(capsys, "inspect", "x") == (130, "", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_reads_to_its_end_is_no_error(unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run([sys.executable, "-m", "app.cli", "key"], stdout=closed, stderr=subprocess.PIPE,
+                              text=True, cwd=ROOT, env=clean_environment(PYTHONUNBUFFERED=unbuffered),
+                              check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_the_installed_command_is_this_one():
