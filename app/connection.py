@@ -43,12 +43,14 @@ class Limits:
         head_seconds: from a connection's or request's first byte to the end of its head.
         answer_seconds: for a client to take what it was answered.
         refused: told the reason whenever a client is refused or cut off.
+        ending: whether the service is about to close its connections.
     """
 
     connections: int = 1024
     head_seconds: float = 10.0
     answer_seconds: float = 60.0
     refused: Callable[[str], None] = lambda _: None
+    ending: Callable[[], bool] = lambda: False
 
 
 class _Refusal(NamedTuple):
@@ -178,6 +180,9 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         # It raises where the path is none, and then this is still a head.
         super().on_headers_complete()
+        if self.limits.ending():
+            # Its answer says so, or the client would send the next request while the connection is being closed.
+            self.cycle.keep_alive = False
         self._in_head, self._head_bytes = False, 0
         self._body_bytes = self._framing_bytes = 0
         self._stop(self._head_timer)

@@ -210,15 +210,20 @@ class _Server(uvicorn.Server):
 
 
 def _configuration(app: FastAPI, host: str, port: int, settings: Settings) -> uvicorn.Config:
+    service: Service = app.state.service
+
     def refused(reason: str) -> None:
-        app.state.service.metrics.refused(None, reason)
+        service.metrics.refused(None, reason)
+
+    def ending() -> bool:
+        return service.repository.draining
 
     return uvicorn.Config(
         app,
         host=host,
         port=port,
         http=connections_within(
-            Limits(settings.max_connections, settings.head_timeout, settings.answer_timeout, refused)
+            Limits(settings.max_connections, settings.head_timeout, settings.answer_timeout, refused, ending)
         ),
         ws="none",
         log_config=None,
