@@ -128,7 +128,7 @@ class Metrics:
             return Histogram(f"ensembled_{name}", text, labels, registry=self._registry, buckets=buckets)
 
         self._requests = counter(
-            "requests", "Requests answered, by route, model and status (0: the client had gone).",
+            "requests", "Requests answered, by route, model and status (499: the client had gone).",
             ("route", "model", "status"),
         )  # fmt: skip
         self._request_seconds = histogram(

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.batching import Answer
-from app.errors import BadRequest
+from app.errors import ClientGone
 from app.protocol import TIMEOUT_HEADER, InferRequest, parse_timeout
 from app.routes.gone import unless_gone
 from app.served import Served
@@ -37,7 +37,7 @@ async def body_of(request: Request) -> bytes:
     try:
         body = await request.body()
     except ClientDisconnect:
-        raise BadRequest("the client went away before its request was complete") from None
+        raise ClientGone("the client went away before its request was complete") from None
     request.state.read_at = time.perf_counter()
     return body
 

@@ -106,6 +106,17 @@ def test_what_is_past_its_deadline_is_answered_504_while_the_engine_is_busy_and_
     assert held.rejected("deadline") == late + 3
 
 
+def test_a_client_that_leaves_in_the_middle_of_its_body_counts_as_gone(held):
+    def gone() -> float:
+        return held.server.metric("ensembled_requests_total", model="house", status="499")
+
+    before = gone()
+    with held.server.connection() as connected:
+        connected.sendall(b"POST /v1/models/house/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        until(lambda: held.server.metric("ensembled_requests_in_progress") > 1, "its head was read")
+    until(lambda: gone() == before + 1, "it is counted")
+
+
 def test_a_client_that_has_gone_is_not_computed_for(held):
     calls, rows = held.counts("house")
     gone = held.rejected("gone")
