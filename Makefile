@@ -14,7 +14,7 @@ MINUTES ?= 240
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test example lint types check benchmark picture clean
+.PHONY: help serve test example lint types check benchmark soak picture clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,10 @@ check: lint types test ## all that CI runs
 benchmark: $(VENV)/peers ## this library and this service beside others on the same work (hours; MINUTES=60 for less)
 	@$(BIN)/python -m benchmarks.speed --minutes $(MINUTES)
 	@$(BIN)/python -m benchmarks.speed.cost
-	@$(BIN)/python -m benchmarks.served
+	@$(BIN)/python -m benchmarks.load
+
+soak: $(VENV)/dev ## five minutes of bad, slow and vanishing clients, reloads and a full queue
+	@$(BIN)/python -m benchmarks.soak
 
 picture: $(VENV)/dev models/digits/1 ## the figures and the picture of the README
 	@$(BIN)/python docs/examples/uncertainty.py models/digits/1
@@ -73,5 +76,5 @@ $(VENV)/dev: pyproject.toml | $(VENV)/base
 
 $(VENV)/peers: pyproject.toml | $(VENV)/dev
 	@echo "==> installing what the benchmark compares with"
-	@$(PIP) -e '.[peers,hf]'
+	@$(PIP) -e '.[peers,hf,load]'
 	@touch $@

@@ -287,5 +287,5 @@ MODELS: dict[str, Callable[[], Case]] = {
     "minilm": minilm,
     "cnn8": cnn8,
 }
-# What benchmarks.served measures: models whose rows fit into a request as JSON.
+# What benchmarks.load measures: models whose rows fit into a request as JSON.
 CASES = {"mlp": mlp, "cnn": cnn8}

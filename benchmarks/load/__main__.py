@@ -1,0 +1,139 @@
+"""This service beside FastAPI with a loop and with vmap, LitServe and Ray Serve, on the same members.
+
+    python -m benchmarks.load
+
+Each service runs alone, must answer rightly, and is then asked by a closed loop of clients: one row a request, JSON.
+Progress goes to standard error, the tables to standard output as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load.questions import Questions, bare, check, environment, machine, prepare
+from benchmarks.load.results import Cell, Group, Results, table, whole
+from benchmarks.load.services import OURS, SERVICES, FailedError, running
+from benchmarks.speed.worker import RefusedError, isolated
+
+# Seconds of load before those that count.
+_WARM_UP = 1.5
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks.load", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--cases", nargs="+", choices=("mlp", "cnn"), default=["mlp"])
+    parser.add_argument("--recipes", nargs="+", choices=("dense", "low_rank", "rank1"), default=["dense", "rank1"])
+    parser.add_argument("--services", nargs="+", choices=SERVICES, default=list(SERVICES))
+    parser.add_argument("--members", type=_positive, metavar="N", default=128)
+    parser.add_argument("--clients", nargs="+", type=_positive, metavar="N", default=[1, 32])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of load for each row of a table (default: 10)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=300.0,
+        help="seconds in which this service must have compiled its calls (default: 300)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        environment(Path(folder) / "cache")
+        # In a process of its own, which has the threads that the services will have.
+        results = Results(isolated(machine, timeout=60), shlex.join(["python", "-m", "benchmarks.load", *words]))
+        for case in args.cases:
+            for recipe in args.recipes:
+                group = _measure(args, case, recipe, Path(folder), say)
+                results.groups.append(group)
+                print(table(group) + "\n", flush=True)
+                # What was measured is kept even if the run does not come to its end.
+                if args.json:
+                    args.json.write_text(json.dumps(results.plain(), indent=1))
+                if args.markdown:
+                    args.markdown.write_text(whole(results))
+    print(results.machine)
+    return 0 if all(group.cells for group in results.groups) else 1
+
+
+def _measure(args: argparse.Namespace, case: str, recipe: str, folder: Path, say: Callable[[str], None]) -> Group:
+    models = folder / f"{case}-{recipe}"
+    path = models / case / "1"
+    say(f"{args.members} {recipe} members of {case}")
+    questions: Questions = isolated(prepare, case, recipe, args.members, path, timeout=args.patience)
+    group = Group(case, recipe, args.members)
+    for key in args.services:
+        service, ours = SERVICES[key], SERVICES[key] is OURS
+        bodies = questions.bodies(ours)
+        try:
+            with running(service, models, case, bodies[0], args.patience, folder / f"{key}.log") as url:
+                group.differences[key] = check(url, questions, ours)
+                file = folder / "body.json"
+                file.write_bytes(bodies[0])
+                cells = [load(url, file, clients, args.seconds) for clients in args.clients]
+        except FailedError as error:
+            group.reasons[key] = str(error)
+            say(f"{service.title}: {error}")
+            continue
+        group.cells[key] = cells
+        say(f"{service.title}: " + ", ".join(f"{c.throughput:.0f}/s with {c.clients}" for c in cells))
+        if ours:
+            try:
+                call = isolated(bare, path, case, args.seconds / 2, timeout=args.patience)
+                group.bare, group.how = 1000 * call.seconds, call.how
+            except RefusedError as error:
+                say(f"the bare call: {error}")
+    return group
+
+
+def load(url: str, body: Path, clients: int, seconds: float) -> Cell:
+    """Ask a service by the project's own load tester, which is a process of its own.
+
+    Raises:
+        FailedError: the load tester could not ask.
+    """
+    settings: dict[str, Any] = {
+        "--body": body, "--concurrency": clients, "--duration": seconds, "--warmup": _WARM_UP, "--json": "-",
+        "--timeout": 60,
+    }  # fmt: skip
+    words = [str(word) for pair in settings.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "loadtest", url, *words],
+        capture_output=True,
+        text=True,
+        timeout=seconds + 150,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise FailedError(f"the load tester ended with {done.returncode}: {done.stderr.strip()[-160:]}")
+    report = json.loads(done.stdout)
+    latency = report["latency_ms"]
+    return Cell(clients, report["throughput_rps"], latency["p50"], latency["p99"], report["requests"]["errors"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
