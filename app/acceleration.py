@@ -10,7 +10,7 @@ from app.background import Background
 from app.engine import Engine
 from app.planning import Planning, steps_for
 from app.served import Served
-from ensemble import EnsembledError
+from ensemble import EnsembledError, MemoryLimitError
 
 log = logging.getLogger("app.acceleration")
 
@@ -61,32 +61,38 @@ class Accelerator:
     async def _accelerate(self, model: Served, wanted: Callable[[], bool]) -> None:
         made, planning, workshop, about = model.ensemble, self._planning, self._planning.workshop, _about(model)
         assert workshop is not None
-        begun = time.perf_counter()
+        begun, complete = time.perf_counter(), True
         failed = made.missing_backends()
         for kind, reason in failed.items():
             log.info("%s is not used: %s", kind, reason, extra=about)
         for step in steps_for(made, planning):
             if not wanted():
                 return
-            if step.kind in failed:
+            if step.kind in failed or step.family in failed:
                 continue
             if time.perf_counter() - begun > _LONGEST:
                 log.warning("nothing more is compiled, since it takes so long", extra=about)
+                complete = False
                 break
             started = time.perf_counter()
             try:
                 compiled = await self._background.run(made.compile, step, workshop)
                 used = await self._engine.run(made.adopt, compiled)
             except EnsembledError as error:
-                failed[step.kind] = str(error)
-                log.warning("%s compiles nothing more: %s", step.kind, error, extra=about)
+                if not wanted():
+                    # The process that compiles was ended.
+                    return
+                failed[step.family] = str(error)
+                complete = complete and not isinstance(error, MemoryLimitError)
+                log.warning("%s compiles nothing more: %s", step.family, error, extra=about)
                 continue
             took = round(time.perf_counter() - started, 1)
             assert made.plan is not None
             said = str(made.plan.way(step.rows)) if used else f"no gain from {step}"
             log.info("%s", said, extra={**about, "seconds": took})
         await self._engine.run(made.note_failures, failed)
-        await self._background.run(made.remember, model.plan_sizes, workshop, planning.precision)
+        if complete:
+            await self._background.run(made.remember, model.plan_sizes, workshop, planning.precision)
 
 
 def _about(model: Served) -> dict[str, str]:

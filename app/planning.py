@@ -49,13 +49,12 @@ def make_plan(made: ensemble.Ensemble, planning: Planning, sizes: Sequence[int],
     if workshop is not None:
         steps = made.recall(sizes, workshop, planning.precision)
         if steps is not None and all(workshop.has(made.job(step)) for step in steps):
-            made.follow(
+            return made.follow(
                 steps,
                 workshop,
                 seconds=_RECALL_SECONDS,
                 progress=lambda step: progress(f"the plan of before: {step}", 0.5),
             )
-            return True
     progress("measuring ways of running", 0.0)
     made.measure(
         sizes,

@@ -216,7 +216,8 @@ class Ensemble:
     ) -> Plan:
         """Find the fastest way of running, compiling included, and use it from now on.
 
-        What was compiled and the plan are kept, so that a later process on this machine has them in a moment.
+        What was compiled and the plan are kept, so that a later process on this machine has them in a moment. A plan
+        for which time or memory was lacking is not: the next time goes on from there.
 
         Args:
             rows: batch sizes, ascending, as for :meth:`measure`.
@@ -235,8 +236,9 @@ class Ensemble:
                 share = seconds / 3
                 self.measure(rows, seconds=share, progress=lambda size: tell(f"ways without compiling, {size} rows"))
                 steps = self.steps(precision=precision)
-            self.follow(steps, workshop, seconds=seconds - (time.perf_counter() - begun), progress=tell)
-            self.remember(rows, workshop, precision)
+            left = seconds - (time.perf_counter() - begun)
+            if self.follow(steps, workshop, seconds=left, progress=tell):
+                self.remember(rows, workshop, precision)
         assert self.plan is not None
         return self.plan
 
@@ -257,7 +259,7 @@ class Ensemble:
         *,
         seconds: float = 120,
         progress: Callable[[str], None] | None = None,
-    ) -> None:
+    ) -> bool:
         """Compile and adopt, step by step; what fails is told by the plan.
 
         Args:
@@ -265,11 +267,14 @@ class Ensemble:
             workshop: where things are compiled and kept.
             seconds: after which no further step is begun.
             progress: called with each step in words.
+
+        Returns:
+            Whether neither time nor memory was lacking.
         """
-        optimize.follow(
+        return optimize.follow(
             self._runner,
             steps,
-            compile=lambda step: self.compile(step, workshop),
+            compile=lambda step, left: self.compile(step, workshop, left),
             adopt=self.adopt,
             seconds=seconds,
             progress=progress,
@@ -287,13 +292,18 @@ class Ensemble:
         """Have the plan tell why backends are not used."""
         self._runner.note_failures(reasons)
 
-    def compile(self, step: Step, workshop: Workshop) -> Compiled:
+    def compile(self, step: Step, workshop: Workshop, seconds: float | None = None) -> Compiled:
         """Compile a call, which :meth:`adopt` checks and puts to use. It may run on any thread, beside calls.
+
+        Args:
+            seconds: after which it is given up, if that is sooner than the workshop would.
 
         Raises:
             ModelError: it cannot be compiled here; the text says why.
+            MemoryLimitError: its weights do not fit beside what there is.
         """
-        return self._runner.compile(step.kind, self.example(step.rows), step.chunk, step.precision, workshop)
+        inputs = self.example(step.rows)
+        return self._runner.compile(step.kind, inputs, step.chunk, step.precision, workshop, seconds)
 
     def adopt(self, compiled: Compiled) -> bool:
         """Check a compiled call against the loop over members and time it against the plan's way, and use it for every

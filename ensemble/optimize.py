@@ -14,7 +14,7 @@ import torch
 from ensemble.backends import BACKENDS
 from ensemble.backends.job import digest
 from ensemble.backends.workshop import Workshop
-from ensemble.errors import ModelError
+from ensemble.errors import EnsembledError, MemoryLimitError
 from ensemble.members import Members
 from ensemble.plan import Plan, Trial
 from ensemble.program import Program
@@ -46,6 +46,11 @@ class Step:
     rows: int
     chunk: int
     precision: str
+
+    @property
+    def family(self) -> str:
+        """The calls that are not tried any more when this one fails: the backend's in this precision."""
+        return self.kind if self.precision == "float32" else f"{self.kind} in {self.precision}"
 
     def __str__(self) -> str:
         precision = "" if self.precision == "float32" else f" in {self.precision}"
@@ -101,41 +106,51 @@ def follow(
     runner: Runner,
     todo: Sequence[Step],
     *,
-    compile: Callable[[Step], Compiled],
+    compile: Callable[[Step, float], Compiled],
     adopt: Callable[[Compiled], bool],
     seconds: float,
     progress: Callable[[str], None] | None = None,
-) -> None:
+) -> bool:
     """Compile what is worth it and use what is fastest; a backend that fails once is not asked again.
 
     Args:
         runner: of the ensemble; its plan tells afterwards what failed and why.
         todo: what to compile.
-        compile, adopt: how.
+        compile, adopt: how; ``compile`` is told how many seconds are left for it.
         seconds: after which no further step is begun.
         progress: called with each step in words before it is begun.
+
+    Returns:
+        Whether every step came to an end; False if time or memory was lacking, which may be there another time.
     """
-    begun = time.perf_counter()
+    begun, complete = time.perf_counter(), True
     failed: dict[str, str] = missing(runner.device)
     for step in todo:
-        if step.kind in failed:
+        if step.kind in failed or step.family in failed:
             continue
-        if time.perf_counter() - begun > seconds:
-            failed[step.kind] = f"no time was left for {step}"
-            break
+        left = seconds - (time.perf_counter() - begun)
+        if left < 0:
+            failed[step.family] = f"no time was left for {step}"
+            complete = False
+            continue
         if progress:
             progress(str(step))
         try:
-            adopt(compile(step))
-        except ModelError as error:
-            failed[step.kind] = str(error)
+            adopt(compile(step, left))
+        except EnsembledError as error:
+            failed[step.family] = str(error)
+            late = time.perf_counter() - begun > seconds
+            complete = complete and not late and not isinstance(error, MemoryLimitError)
     runner.note_failures(failed)
+    return complete
 
 
 def key_of(runner: Runner, rows: Sequence[int], precision: str, inputs: Sequence[torch.Tensor]) -> str:
     """A name for the plan of ensembles like this one, on this machine, with these versions and settings."""
     job = runner.job("plan", inputs, runner.members.count)
-    return "plan-" + digest(json.dumps([job.to_json(), list(rows), precision, torch.get_num_threads()]))
+    # A backend that has become available since is to be tried.
+    settings = [list(rows), precision, torch.get_num_threads(), sorted(missing(runner.device))]
+    return "plan-" + digest(json.dumps([job.to_json(), *settings]))
 
 
 def remember(runner: Runner, workshop: Workshop, key: str) -> None:
@@ -157,7 +172,7 @@ def recall(runner: Runner, workshop: Workshop, key: str) -> list[Step] | None:
     if not all(0 <= trial.chunk <= count for way in plan.ways for trial in way.trials):
         return None
     wanted = dict.fromkeys(way.best for way in plan.ways if way.best.compiled)
-    runner.plan = dataclasses.replace(plan, ways=tuple(way.without_compiled() for way in plan.ways))
+    runner.start_from(dataclasses.replace(plan, ways=tuple(way.without_compiled() for way in plan.ways)))
     return [_step(trial) for trial in wanted if trial.kind in BACKENDS]
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ensemble.backends import BACKENDS
+from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.workshop import Workshop
-from ensemble.errors import ModelError
+from ensemble.errors import EnsembledError, ModelError
 from ensemble.evaluate import default_chunk, evaluate, gathered, loop
 from ensemble.members import Members
 from ensemble.plan import Plan, Trial, Way, candidates, measure, timed
@@ -87,9 +88,28 @@ class Runner:
         rows = inputs[0].shape[0]
         trial = self.plan.trial(rows) if chunk is None and self.plan is not None else None
         if trial is not None and trial.compiled:
-            call = self._calls[trial.kind, trial.rows, trial.chunk, trial.precision]
-            return gathered(self._called(call, trial.rows, trial.chunk, inputs, count))
+            call = self._calls.get((trial.kind, trial.rows, trial.chunk, trial.precision))
+            if call is not None:
+                return gathered(self._called_or_not(call, trial, inputs, count))
+            # Another thread has just changed the plan.
+            trial = None
         return evaluate(self.program, self.members, inputs, count=count, chunk=trial.chunk if trial else chunk)
+
+    def _called_or_not(
+        self, call: Call, trial: Trial, inputs: Sequence[Tensor], count: int | None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The compiled call's outputs; from the members on for which it declines the inputs, PyTorch's."""
+        done = 0
+        try:
+            for outputs in self._called(call, trial.rows, trial.chunk, inputs, count):
+                done += outputs[0].shape[0]
+                yield outputs
+        except Declined:
+            for outputs in evaluate(self.program, self.members, inputs, count=count):
+                size = outputs[0].shape[0]
+                if size > done:
+                    yield tuple(output[done:] for output in outputs)
+                done = max(0, done - size)
 
     def _called(
         self, call: Call, rows: int, chunk: int, inputs: Sequence[Tensor], count: int | None
@@ -132,9 +152,14 @@ class Runner:
             chunks = candidates(self.members.count, default_chunk(self.program, self.members, inputs))
             run = functools.partial(self._run, inputs)
             ways.append(measure(run, size, chunks, max(0.0, left) / (len(rows) - position)))
-        self._calls.clear()
-        self.plan = Plan(tuple(ways))
-        return self.plan
+        plan = Plan(tuple(ways))
+        self.start_from(plan)
+        return plan
+
+    def start_from(self, plan: Plan) -> None:
+        """Use a plan in which nothing is compiled; calls of before give their memory back."""
+        self.plan = plan
+        self._calls = {}
 
     def note_failures(self, reasons: Mapping[str, str]) -> None:
         """Have the plan tell why backends are not used."""
@@ -146,24 +171,40 @@ class Runner:
         """What is to be compiled for batches of as many rows as these inputs have."""
         return Job.of(kind, self.program, self.members, list(inputs), chunk)
 
-    def compile(self, kind: str, inputs: Sequence[Tensor], chunk: int, precision: str, workshop: Workshop) -> Compiled:
+    def compile(
+        self,
+        kind: str,
+        inputs: Sequence[Tensor],
+        chunk: int,
+        precision: str,
+        workshop: Workshop,
+        seconds: float | None = None,
+    ) -> Compiled:
         """Compile a call for batches of as many rows as these inputs have. May run beside other calls, on any thread.
+
+        Args:
+            seconds: after which it is given up, if that is sooner than the workshop would.
 
         Raises:
             ModelError: it cannot be compiled here.
+            MemoryLimitError: its weights do not fit beside what there is.
         """
         backend = BACKENDS[kind]
         if reason := backend.missing(self.device):
             raise ModelError(f"{kind} cannot be used here: {reason}.")
         job = self.job(kind, inputs, chunk)
-        target = workshop.build(job)
+        kept = workshop.has(job)
+        target = workshop.build(job, seconds)
         try:
             call = backend.Compiled(job, target, self.members, precision)
-        except ModelError:
+        except EnsembledError:
             raise
         except Exception as error:
-            line = next(iter(str(error).splitlines()), "")
-            raise ModelError(f"{kind} cannot run what it compiled: {type(error).__name__} {line[:200]}") from error
+            # What is damaged must not be found again.
+            workshop.discard(job)
+            if kept and backend.SUFFIXES:
+                return self.compile(kind, inputs, chunk, precision, workshop, seconds)
+            raise _unusable(kind, error) from error
         return Compiled(kind, job.rows, chunk, call, precision)
 
     def adopt(self, compiled: Compiled, inputs: Sequence[Tensor], bound: float) -> bool:
@@ -187,7 +228,8 @@ class Runner:
         seconds, before = self._race(run, incumbent)
         trial = Trial(compiled.kind, compiled.chunk, compiled.rows, seconds, compiled.precision, error)
         plan = self._with_current_time(compiled.rows, before).with_trial(trial)
-        self._calls[compiled.key] = compiled.call
+        # Other threads may be in between: a call is there before the plan names it.
+        self._calls = {**self._calls, compiled.key: compiled.call}
         self.plan = plan
         used = {(w.best.kind, w.best.rows, w.best.chunk, w.best.precision) for w in plan.ways if w.best.compiled}
         # What is not used any more gives its memory back.
@@ -200,7 +242,10 @@ class Runner:
         """How far a call is from the loop over materialised members on some of them; and that it is near the vmapped
         call on all of them."""
         assert self.plan is not None
-        got = _whole(run())
+        try:
+            got = _whole(run())
+        except Exception as error:
+            raise _unusable(what.kind, error) from error
         plain = _whole(evaluate(self.program, self.members, inputs, chunk=self.plan.way(what.rows).eager.chunk))
         indices = sorted({round(i * (self.members.count - 1) / 3) for i in range(4)})
         exact = loop(self.original, self.members, inputs, indices)
@@ -213,6 +258,11 @@ class Runner:
                 )
             difference = (ours[indices].double() - want.double()).abs().nan_to_num(0, 0, 0)
             worst = max(worst, float(difference.max()) / scale)
+        if worst > bound:
+            raise ModelError(
+                f"The call for {what.rows} rows that {what.kind} compiled differs from the loop over members by "
+                f"{worst:.2g} (bound {bound}); it is not used."
+            )
         return worst
 
     def _race(self, one: Callable[[], Iterator[object]], other: Callable[[], Iterator[object]]) -> tuple[float, float]:
@@ -242,6 +292,11 @@ class Runner:
             pass
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _unusable(kind: str, error: Exception) -> ModelError:
+    line = next(iter(str(error).splitlines()), "")
+    return ModelError(f"{kind} cannot run what it compiled: {type(error).__name__} {line[:200]}")
 
 
 def _whole(chunks: Iterator[tuple[Tensor, ...]]) -> list[Tensor]:

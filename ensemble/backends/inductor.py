@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
 from ensemble.errors import ModelError
@@ -33,6 +34,8 @@ def missing(device: torch.device) -> str:
 def build(job: Job, target: Path) -> None:
     """Compile a job to ``target`` with the suffix. Runs in the worker."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    if job.threads:
+        torch.set_num_threads(job.threads)
     traced, tensors = trace(job)
     with torch.no_grad():
         program = torch.export.export(traced, tuple(tensors))
@@ -56,7 +59,17 @@ class Compiled:
         self._chunk = job.chunk
 
     def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Outputs of members [start, start + chunk)."""
+        """Outputs of members [start, start + chunk).
+
+        Raises:
+            Declined: these inputs make it fail, such as by an index that is out of range.
+        """
         own = [weight[start : start + self._chunk] for weight in self._own]
-        with torch.no_grad():
-            return tuple(self._run([*self._shared, *own, *(tensor.contiguous() for tensor in inputs)]))
+        try:
+            with torch.no_grad():
+                return tuple(self._run([*self._shared, *own, *(tensor.contiguous() for tensor in inputs)]))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # Of the compiled code's own; what PyTorch says of the same inputs is for people.
+            raise Declined(next(iter(str(error).splitlines()), "")) from None

@@ -19,7 +19,7 @@ from ensemble.members import Members
 from ensemble.program import Program, plain
 
 # Part of every key: a newer version of what builds must not take what an older one built.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Job:
         shared: weights that all members share, in the order in which the call takes them.
         own: weights of ``chunk`` members, each with a leading member dimension.
         inputs: the flat inputs.
+        threads: of one operation, which Inductor writes into its loops on a processor; 0 where it does not matter.
     """
 
     backend: str
@@ -63,6 +64,7 @@ class Job:
     shared: tuple[Spec, ...]
     own: tuple[Spec, ...]
     inputs: tuple[Spec, ...]
+    threads: int = 0
 
     @staticmethod
     def of(backend: str, program: Program, members: Members, inputs: list[Tensor], chunk: int) -> Job:
@@ -84,6 +86,7 @@ class Job:
             shared=tuple(Spec.of(name, members.shared[name]) for name in names if name in members.shared),
             own=tuple(Spec.of(name, first[name]) for name in names if name in members.stacked),
             inputs=tuple(Spec.of(s.name, tensor) for s, tensor in zip(program.inputs, inputs, strict=True)),
+            threads=torch.get_num_threads() if backend == "inductor" and inputs[0].device.type == "cpu" else 0,
         )
 
     def read_graph(self) -> fx.Graph:

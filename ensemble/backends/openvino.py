@@ -16,12 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from ensemble.backends.declined import Declined
+from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
-from ensemble.errors import ModelError
+from ensemble.errors import MemoryLimitError, ModelError
 from ensemble.members import Members
 from ensemble.memory import available, human
 
@@ -68,6 +72,7 @@ def build(job: Job, target: Path) -> None:
     check(job)
     ov = openvino()
     traced, tensors = trace(job)
+    tell_of_bad_indices(traced, len(job.shared) + len(job.own))
     _thin_products(traced)
     with torch.no_grad():
         model = ov.convert_model(torch.export.export(traced, tuple(tensors)))
@@ -125,6 +130,7 @@ class Compiled:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         self._chunk = job.chunk
+        self._outputs = len(job.graph["outputs"])
         self._lock = threading.Lock()
         self._requests = []
         for start in range(0, members.count, job.chunk):
@@ -133,12 +139,30 @@ class Compiled:
             self._requests.append(_core().compile_model(model, "CPU", settings).create_infer_request())
 
     def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Outputs of members [start, start + chunk)."""
+        """Outputs of members [start, start + chunk).
+
+        Raises:
+            Declined: these inputs hold what OpenVINO computes otherwise than PyTorch, or refuses.
+        """
         arrays = [tensor.contiguous().numpy() for tensor in inputs]
+        # It computes with 32 bits, and would take what is left of a larger number.
+        if any(array.dtype == np.int64 and not _fits(array) for array in arrays):
+            raise Declined("an input is beyond 32 bits")
         # A request is one call's at a time.
-        with self._lock:
-            outputs = self._requests[start // self._chunk].infer(arrays, share_inputs=True)
-        return tuple(torch.from_numpy(outputs[position]) for position in range(len(outputs)))
+        try:
+            with self._lock:
+                outputs = self._requests[start // self._chunk].infer(arrays, share_inputs=True)
+        except RuntimeError as error:
+            # Some kernels refuse an index by themselves; what PyTorch says of it is for people.
+            raise Declined(next(iter(str(error).splitlines()), "")) from None
+        if len(outputs) > self._outputs and outputs[self._outputs].any():
+            raise Declined("an index is out of range")
+        return tuple(torch.from_numpy(outputs[position]) for position in range(self._outputs))
+
+
+def _fits(array: NDArray[np.int64]) -> bool:
+    bounds = np.iinfo(np.int32)
+    return array.size == 0 or bool(array.min() >= bounds.min and array.max() <= bounds.max)
 
 
 @cache
@@ -161,6 +185,6 @@ def _fill(ov: ModuleType, model: Any, job: Job, members: Members, start: int) ->
 def _require_memory(job: Job, members: Members) -> None:
     free, need = available(torch.device("cpu")), _COPIES * members.nbytes
     if free is not None and need > free * 0.8:
-        raise ModelError(
+        raise MemoryLimitError(
             f"OpenVINO would keep the members' weights once more, {human(need)}, and {human(free)} is free."
         )

@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -20,14 +23,26 @@ _NICENESS = 10
 
 
 def main(directory: str) -> None:
-    """Build the jobs that come, until there are no more."""
+    """Build the jobs that come, until the standard input ends; a job that is under way then is left as it is."""
     # What compilers print must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with contextlib.suppress(OSError, AttributeError):
         os.nice(_NICENESS)
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    while True:
+        answers.write(json.dumps({"error": build(Job.from_json(jobs.get()), Path(directory))}) + "\n")
+
+
+def _read(jobs: queue.SimpleQueue[str]) -> None:
+    """Take in jobs; when there can be no more, who asked for them is gone, and nothing must go on without it."""
     for line in sys.stdin:
-        answers.write(json.dumps({"error": build(Job.from_json(line), Path(directory))}) + "\n")
+        jobs.put(line)
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        # With it the compilers that it started.
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def build(job: Job, directory: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import shutil
@@ -23,11 +24,17 @@ from ensemble.backends import BACKENDS
 from ensemble.backends.job import Job
 from ensemble.errors import ModelError
 
+log = logging.getLogger("ensemble.workshop")
+
 _WORKER = [sys.executable, "-m", "ensemble.backends.worker"]
 
 
 def default_directory() -> Path:
-    """Where what is compiled is kept between processes."""
+    """Where what is compiled is kept between processes.
+
+    Raises:
+        RuntimeError: this user has no home.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ensembled"
 
 
@@ -42,19 +49,28 @@ class Workshop:
 
     def __init__(self, directory: Path | None = None, *, seconds: float = 120) -> None:
         self.seconds = seconds
-        self.directory = self._private(directory or default_directory())
+        self.directory = self._private(directory)
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         self._lock = threading.Lock()
 
-    def _private(self, wanted: Path) -> Path:
-        with contextlib.suppress(OSError):
+    def _private(self, wanted: Path | None) -> Path:
+        try:
+            wanted = wanted or default_directory()
             wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = wanted.stat()
-            mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-            if mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(wanted, os.W_OK):
+            if hasattr(os, "getuid") and found.st_uid != os.getuid():
+                reason = f"{wanted} is another user's"
+            elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                reason = f"others can write to {wanted}; chmod go-w it"
+            elif not os.access(wanted, os.W_OK | os.X_OK):
+                reason = f"{wanted} cannot be written to"
+            else:
                 return wanted
+        except (OSError, RuntimeError) as error:
+            reason = str(error)
         temporary = tempfile.mkdtemp(prefix="ensembled-")
+        log.warning("what is compiled is kept until this process ends only: %s", reason)
         weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         return Path(temporary)
 
@@ -70,8 +86,11 @@ class Workshop:
         """Whether a job was built already."""
         return all(self._target(job).with_suffix(suffix).is_file() for suffix in BACKENDS[job.backend].SUFFIXES)
 
-    def build(self, job: Job) -> Path:
+    def build(self, job: Job, seconds: float | None = None) -> Path:
         """Build a job, unless that was done before.
+
+        Args:
+            seconds: after which it is given up, if that is sooner than :attr:`seconds`.
 
         Returns:
             The files' path without its suffix.
@@ -83,10 +102,16 @@ class Workshop:
         if self.has(job):
             return target
         with self._lock:
-            reason = self._ask(job)
+            reason = self._ask(job, self.seconds if seconds is None else min(seconds, self.seconds))
         if reason:
             raise ModelError(f"{job.backend} cannot compile this call here: {reason}")
         return target
+
+    def discard(self, job: Job) -> None:
+        """Forget what was built of a job, since it is of no use."""
+        for suffix in BACKENDS[job.backend].SUFFIXES:
+            with contextlib.suppress(OSError):
+                self._target(job).with_suffix(suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
         """End the process, whatever it is doing. A later :meth:`build` starts another."""
@@ -112,7 +137,7 @@ class Workshop:
     def _target(self, job: Job) -> Path:
         return self.directory / job.key
 
-    def _ask(self, job: Job) -> str:
+    def _ask(self, job: Job, seconds: float) -> str:
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None
@@ -120,10 +145,10 @@ class Workshop:
         try:
             self._process.stdin.write(job.to_json() + "\n")
             self._process.stdin.flush()
-            line = self._answers.get(timeout=self.seconds)
+            line = self._answers.get(timeout=seconds)
         except queue.Empty:
             self._end()
-            return f"it took longer than {self.seconds:g} seconds"
+            return f"it took longer than {seconds:.3g} seconds"
         except OSError:
             line = ""
         if not line:

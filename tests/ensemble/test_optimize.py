@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from ensemble import LowRank, ModelError
+from ensemble import LowRank, MemoryLimitError, ModelError, optimize
 from ensemble.backends import BACKENDS, openvino
 from ensemble.backends.workshop import Workshop
-from ensemble.optimize import PRECISIONS, follow, steps
+from ensemble.optimize import PRECISIONS, Step, follow, steps
 from ensemble.plan import Plan
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
@@ -57,7 +57,7 @@ def test_a_backend_that_fails_is_not_asked_again_and_the_plan_says_why(ens):
     ens.measure((1, 2), seconds=0.1)
     asked = []
 
-    def refuse(step):
+    def refuse(step, left):
         asked.append(step.kind)
         raise ModelError("no room")
 
@@ -69,10 +69,69 @@ def test_a_backend_that_fails_is_not_asked_again_and_the_plan_says_why(ens):
 
 def test_no_step_is_begun_when_the_time_is_spent(ens):
     ens.measure((1,), seconds=0.1)
-    todo = steps(ens._runner, (1,))
-    follow(ens._runner, todo, compile=None, adopt=None, seconds=0)
-    if todo:
-        assert f"no time was left for {todo[0]}" in ens.plan.failures.values()
+    todo = [Step(kind, 1, 6, "float32") for kind in ("openvino", "inductor")]
+    assert not follow(ens._runner, todo, compile=None, adopt=None, seconds=0)
+    told = set(ens.plan.failures.values())
+    assert {f"no time was left for {step}" for step in todo if not BACKENDS[step.kind].missing(ens.device)} <= told
+
+
+@converts
+def test_a_lower_precision_that_is_not_good_enough_stops_itself_only(ens):
+    ens.measure((1, 2), seconds=0.1)
+    tried = []
+
+    def compile(step, left):
+        tried.append(str(step))
+        assert 0 < left <= 10
+        if step.precision == "bfloat16":
+            raise ModelError("too far")
+        return step
+
+    todo = [step for step in steps(ens._runner, (1, 2), "bfloat16") if step.kind == "openvino"]
+    assert follow(ens._runner, todo, compile=compile, adopt=bool, seconds=10)
+    assert [step for step in tried if "bfloat16" not in step] == [str(s) for s in todo if s.precision == "float32"]
+    assert [step for step in tried if "bfloat16" in step] == [str(todo[1])]
+    assert ens.plan.failures["openvino in bfloat16"] == "too far"
+    assert "openvino" not in ens.plan.failures
+
+
+def test_a_plan_for_which_memory_or_time_was_lacking_is_not_kept(ens, tmp_path, monkeypatch):
+    def lacking(step, workshop, left):
+        raise MemoryLimitError("4 GiB")
+
+    monkeypatch.setattr(ens, "steps", lambda **_: [Step(kind, 1, 6, "float32") for kind in BACKENDS])
+    monkeypatch.setitem(BACKENDS, "openvino", None)
+    monkeypatch.setattr(optimize, "missing", lambda _: {})
+    monkeypatch.setattr(ens, "compile", lacking)
+    for seconds, reason in ((5, "4 GiB"), (0, "no time was left for openvino")):
+        plan = ens.optimize((1,), cache=tmp_path / "c", seconds=seconds)
+        assert reason in plan.failures["openvino"]
+        with Workshop(tmp_path / "c") as workshop:
+            assert ens.recall((1,), workshop) is None
+
+
+def test_a_plan_of_before_is_not_used_once_another_backend_is_there(ens, tmp_path, monkeypatch):
+    ens.measure((1,), seconds=0.1)
+    with Workshop(tmp_path / "c") as workshop:
+        monkeypatch.setattr(optimize, "missing", lambda _: {"inductor": "install g++"})
+        ens.remember((1,), workshop)
+        assert ens.recall((1,), workshop) == []
+        monkeypatch.setattr(optimize, "missing", lambda _: {})
+        assert ens.recall((1,), workshop) is None
+
+
+@converts
+@pytest.mark.usefixtures("only_openvino")
+def test_a_file_that_was_damaged_is_made_again(ens, made, tmp_path):
+    step = Step("openvino", 2, 6, "float32")
+    with Workshop(tmp_path / "c") as workshop:
+        ens.compile(step, workshop)
+        [file] = (tmp_path / "c").glob("*.xml")
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        ens.measure((2,), seconds=0.1)
+        ens.adopt(ens.compile(step, workshop))
+        assert len(file.read_bytes()) > 0.9 * len(whole)
 
 
 @pytest.mark.parametrize("rows", [1, 64, 100_000])

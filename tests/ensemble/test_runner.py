@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import ensemble
-from ensemble import LowRank, ModelError
+from ensemble import LowRank, ModelError, runner
 from ensemble.backends import openvino
+from ensemble.backends.declined import Declined
 from ensemble.optimize import Step
 from ensemble.plan import Trial
 from ensemble.runner import Compiled
@@ -158,3 +159,54 @@ def test_a_live_module_is_not_compiled(workshop):
     assert ens.steps() == []
     with pytest.raises(ModelError, match="without live=True"):
         ens.job(Step("inductor", 1, 2, "float32"))
+
+
+def test_a_call_that_fails_is_not_used_and_the_error_is_the_librarys(made):
+    ens = made("mlp").to("cpu")
+    plan = ens.measure((2,), seconds=0.2)
+
+    def failing(start, inputs):
+        raise RuntimeError("no such primitive\nand more")
+
+    with pytest.raises(ModelError, match=r"openvino cannot run what it compiled: RuntimeError no such primitive$"):
+        ens.adopt(Compiled("openvino", 2, 5, failing))
+    assert ens.plan is plan
+
+
+def test_a_call_that_is_far_from_the_loop_is_not_used_though_the_vmapped_one_is_as_far(made, monkeypatch):
+    ens = made("mlp").to("cpu")
+    ens.measure((2,), seconds=0.2)
+    call = Compiled("openvino", 2, 5, lambda start, inputs: (ens(inputs[0], chunk=5),))
+    monkeypatch.setattr(runner, "loop", lambda *_: (torch.zeros(4, *ens(torch.zeros(2, 6)).shape[1:]),))
+    with pytest.raises(ModelError, match="differs from the loop over members by"):
+        ens.adopt(call)
+
+
+def test_what_a_call_declines_is_run_without_it_from_there_on(made):
+    ens = made("mlp").to("cpu")
+    x, declining = torch.randn(2, 6), []
+
+    def call(start, inputs):
+        if declining and start >= declining[0]:
+            raise Declined
+        return (ens(inputs[0], chunk=5)[start : start + 1],)
+
+    ens.measure((2,), seconds=0.2)
+    as_if_fastest(ens, Compiled("openvino", 2, 1, call))
+    want = ens(x, chunk=5)
+    for start in (0, 1, 3):
+        declining[:] = [start]
+        torch.testing.assert_close(ens(x), want)
+        torch.testing.assert_close(
+            ens.predict(x, statistics=["members"], members=4)["members"], want[:4].transpose(0, 1)
+        )
+
+
+def test_a_call_that_another_thread_has_just_put_away_is_not_missed(made):
+    ens = made("mlp").to("cpu")
+    ens.measure((2,), seconds=0.2)
+    [x] = ens.example(2)
+    want = ens(x)
+    as_if_fastest(ens, Compiled("openvino", 2, 5, lambda start, inputs: (want,)))
+    ens._runner._calls.clear()
+    torch.testing.assert_close(ens(x), want)

@@ -146,3 +146,43 @@ def test_a_job_survives_its_text_and_its_key_tells_jobs_apart(made, job):
 def test_weights_of_another_dtype_are_another_job(made, job):
     half = remade(made("mlp"), LowRank(scale=0.3)).to(dtype=torch.bfloat16)
     assert half._runner.job("openvino", half.example(2), len(half)).key != job.key
+
+
+def test_a_job_may_have_less_time_than_the_workshop_gives(job, monkeypatch, tmp_path):
+    working(monkeypatch, HANGING)
+    with Workshop(tmp_path / "c") as workshop, pytest.raises(ModelError, match=r"longer than 0\.3 seconds"):
+        workshop.build(job, 0.3)
+
+
+def test_what_is_not_kept_is_told_with_the_reason(tmp_path, caplog, monkeypatch):
+    shared = tmp_path / "open"
+    shared.mkdir()
+    shared.chmod(0o777)
+    Workshop(shared)
+    (tmp_path / "file").write_text("")
+    Workshop(tmp_path / "file" / "c")
+
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "expanduser", homeless)
+    assert os.access(Workshop().directory, os.W_OK)
+    told = [record.getMessage() for record in caplog.records if record.name == "ensemble.workshop"]
+    assert all("until this process ends only" in text for text in told)
+    assert "chmod go-w" in told[0]
+    assert "Not a directory" in told[1]
+    assert "home directory" in told[2]
+
+
+def test_the_threads_that_inductor_writes_into_its_loops_are_part_of_a_job(made):
+    ens, threads = remade(made("mlp"), LowRank(scale=0.3)), torch.get_num_threads()
+    keys = {kind: set() for kind in ("inductor", "openvino")}
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for kind, found in keys.items():
+                found.add(ens._runner.job(kind, ens.example(2), len(ens)).key)
+    finally:
+        torch.set_num_threads(threads)
+    assert {kind: len(found) for kind, found in keys.items()} == {"inductor": 2, "openvino": 1}
