@@ -14,9 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# Before Ray is imported: it otherwise reports that it was used, and gives each worker one thread.
+# Before Ray is imported, which otherwise reports that it was used.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 import ray
 import torch
@@ -33,6 +32,7 @@ class Predict:
     """As Ray Serve's documentation would have it."""
 
     def __init__(self, path: Path, case: str, threads: int) -> None:
+        # Ray would give each replica one.
         torch.set_num_threads(threads)
         self.members = load(path, case, "vmap")
 

@@ -290,7 +290,7 @@ async def crowds(soak: Soak, r: random.Random) -> None:
     """More rows at once than may wait: some are refused, come again when they are told to, and are answered."""
     kind = CROWD
     while not soak.stopping.is_set():
-        count = 3 * MAX_QUEUE // MAX_BATCH
+        count = 2 * MAX_QUEUE // MAX_BATCH
         some = [question(r, soak.truth, MAX_BATCH) for _ in range(count)]
         await asyncio.gather(*(soak.settle(kind, asked, soak.once) for asked in some))
         await soak.pause(r.uniform(1, 4))

@@ -26,7 +26,7 @@ def truth(tmp_path_factory):
 
 
 def test_a_few_seconds_of_it(truth, tmp_path):
-    ledger = soak(truth, tmp_path, 2.0)
+    ledger = soak(truth, tmp_path, 1.5)
     assert ledger.clean, ledger.table()
     assert all(ledger.sent[kind] > 0 for kind in (GOOD, RAISES, MALFORMED, GONE, "SIGTERM"))
     assert sum(ledger.ended[kind]["200"] for kind in ANSWERED) > 20
