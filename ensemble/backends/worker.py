@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
@@ -51,7 +52,8 @@ def build(job: Job, directory: Path) -> str:
     Files get their names when they are complete, so that a process that ends half-way leaves nothing that looks whole.
     """
     backend = BACKENDS[job.backend]
-    draft = directory / f"draft-{os.getpid()}-{job.key}"
+    # Containers that share a directory give their processes the same ids.
+    draft = directory / f"draft-{secrets.token_hex(8)}-{job.key}"
     try:
         with warnings.catch_warnings():
             # About tuning, and about what PyTorch will do one day.

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import shutil
 import signal
 import stat
@@ -123,7 +124,7 @@ class Workshop:
 
     def remember(self, key: str, document: Any) -> None:
         """Keep a JSON document beside what was built."""
-        draft = self.directory / f"draft-{os.getpid()}-{key}.json"
+        draft = self.directory / f"draft-{secrets.token_hex(8)}-{key}.json"
         with contextlib.suppress(OSError):
             draft.write_text(json.dumps(document))
             draft.replace(self.directory / f"{key}.json")

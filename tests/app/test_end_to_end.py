@@ -319,7 +319,7 @@ def test_calls_are_compiled_while_it_answers_and_are_there_again_after_a_restart
         assert "is not used" not in server.text()
     assert again["backends_not_used"] == about["backends_not_used"]
     words = ("--json", "--threads", 1, "--max-batch", 1, "--cache-dir", tmp_path / "cache")
-    inspected = json.loads(command("inspect", models / "house" / "1", *words).stdout)
+    inspected = json.loads(command("inspect", models / "house" / "1", *words, PATH=str(tmp_path)).stdout)
     assert [way["rows"] for way in inspected["plan"]] == [1]
 
 

@@ -3,8 +3,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from ensemble.backends import BACKENDS
+from ensemble.backends.worker import build
 
 # A compiler that starts another program and waits for it.
 COMPILING = """
@@ -38,6 +42,20 @@ def test_it_ends_with_who_asked_for_it_and_so_does_what_it_started(tmp_path):
             return
         time.sleep(0.02)
     pytest.fail("what the worker started goes on")
+
+
+def test_drafts_of_processes_with_the_same_id_are_apart(made, tmp_path, monkeypatch):
+    ens, seen = made("mlp"), []
+
+    def compiled(job, target):
+        seen.append(target)
+        target.with_suffix(".x").write_text("built")
+
+    monkeypatch.setitem(BACKENDS, "openvino", SimpleNamespace(SUFFIXES=(".x",), build=compiled))
+    job = ens._runner.job("openvino", ens.example(2), len(ens))
+    assert [build(job, tmp_path), build(job, tmp_path)] == ["", ""]
+    assert len(set(seen)) == 2
+    assert [file.name for file in tmp_path.iterdir()] == [f"{job.key}.x"]
 
 
 def _runs(process):
