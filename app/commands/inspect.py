@@ -19,6 +19,7 @@ from app.processors import default_threads
 from ensemble.artifact import read_manifest
 from ensemble.backends.workshop import Workshop
 from ensemble.memory import human
+from ensemble.optimize import PRECISIONS, Precision
 
 DESCRIPTION = """\
 Show what a saved ensemble is: task, recipe, members, inputs, statistics, weights, memory. It is loaded as the service
@@ -43,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--threads", metavar="N", type=int, help="threads of one operation, as the service is given them"
     )
     parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="as the service is given it (default: %(default)s)"
+    )
+    parser.add_argument(
         "--cache-dir", metavar="DIR", type=Path, help="where plans are kept (default: ~/.cache/ensembled)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -54,7 +58,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         manifest = read_manifest(args.path)
         made = ensemble.load(args.path)
-        _plan(made, batch_sizes(max(1, args.max_batch)), args.cache_dir, measure=args.measure)
+        sizes = batch_sizes(max(1, args.max_batch))
+        _plan(made, sizes, args.cache_dir, args.precision, measure=args.measure)
         error = made.check()
     except ensemble.EnsembledError as problem:
         print(f"ensembled inspect: {problem}", file=sys.stderr)
@@ -90,14 +95,22 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(made: ensemble.Ensemble, sizes: list[int], cache: Path | None, *, measure: bool) -> None:
+def _plan(
+    made: ensemble.Ensemble, sizes: list[int], cache: Path | None, precision: Precision, *, measure: bool
+) -> None:
     """Give an ensemble the plan that was kept on this machine, or a new one."""
     with Workshop(cache) as workshop:
-        steps = None if measure else made.recall(sizes, workshop)
+        steps = None if measure else made.recall(sizes, workshop, precision)
         if steps is not None:
             made.follow([step for step in steps if workshop.has(made.job(step))], workshop)
     if measure:
-        made.optimize(sizes, cache=cache, again=True, progress=lambda text: print(f"trying {text}", file=sys.stderr))
+        made.optimize(
+            sizes,
+            precision=precision,
+            cache=cache,
+            again=True,
+            progress=lambda text: print(f"trying {text}", file=sys.stderr),
+        )
 
 
 def _operations(made: ensemble.Ensemble) -> int:

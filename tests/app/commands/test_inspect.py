@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import ensemble
+from ensemble.backends.workshop import Workshop
 from tests.app.support import MEMBERS
 from tests.app.test_cli import run
 
@@ -72,3 +73,15 @@ def test_damage_is_status_1_and_one_line(capsys, models, tmp_path, damage, says,
     assert err.startswith("ensembled inspect: ")
     assert says in err
     assert len(err.splitlines()) == 1
+
+
+def test_the_plan_of_a_service_in_lower_precision_is_asked_for(capsys, models, tmp_path):
+    made, threads = ensemble.load(models / "house" / "1"), torch.get_num_threads()
+    with Workshop(tmp_path / "c") as workshop:
+        made.measure((1,), seconds=0.1)
+        made.remember((1,), workshop, "bfloat16")
+    words = ("--json", "--threads", threads, "--max-batch", 1, "--cache-dir", tmp_path / "c")
+    for precision, rows in (("bfloat16", [1]), ("float32", [])):
+        status, out, _ = run(capsys, "inspect", models / "house" / "1", *words, "--precision", precision)
+        assert status == 0
+        assert [way["rows"] for way in json.loads(out)["plan"]] == rows
