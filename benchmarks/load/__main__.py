@@ -19,13 +19,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.questions import Questions, bare, check, environment, machine, prepare
+from benchmarks.load.questions import Bare, Questions, check, environment, machine, prepare
 from benchmarks.load.results import Cell, Group, Results, table, whole
 from benchmarks.load.services import OURS, SERVICES, FailedError, running
-from benchmarks.speed.worker import RefusedError, isolated
+from benchmarks.speed.worker import RefusedError, Worker, isolated
 
 # Seconds of load before those that count.
 _WARM_UP = 1.5
+# Of the bare call and a single client in turns.
+_ROUNDS = 5
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,19 +97,29 @@ def _measure(args: argparse.Namespace, case: str, recipe: str, folder: Path, say
                 file = folder / "body.json"
                 file.write_bytes(bodies[0])
                 cells = [load(url, file, clients, args.seconds) for clients in args.clients]
+                if ours:
+                    _beside_the_bare_call(group, path, case, url, file, args)
         except FailedError as error:
             group.reasons[key] = str(error)
             say(f"{service.title}: {error}")
             continue
         group.cells[key] = cells
         say(f"{service.title}: " + ", ".join(f"{c.throughput:.0f}/s with {c.clients}" for c in cells))
-        if ours:
-            try:
-                call = isolated(bare, path, case, args.seconds / 2, timeout=args.patience)
-                group.bare, group.how = 1000 * call.seconds, call.how
-            except RefusedError as error:
-                say(f"the bare call: {error}")
     return group
+
+
+def _beside_the_bare_call(group: Group, path: Path, case: str, url: str, body: Path, args: argparse.Namespace) -> None:
+    """A single client and the library's own call take turns, so that a machine that slows down slows both."""
+    with Worker(Bare, path, case) as worker:
+        try:
+            group.how = worker.ask("how", timeout=args.patience)
+            for _ in range(_ROUNDS):
+                bare = worker.ask("seconds", args.seconds / _ROUNDS / 2, timeout=args.patience)
+                if (single := load(url, body, 1, args.seconds / _ROUNDS).p50) is not None:
+                    group.bare.append(1000 * bare)
+                    group.single.append(single)
+        except (RefusedError, FailedError) as error:
+            group.reasons["ensembled"] = f"the bare call: {error}"
 
 
 def load(url: str, body: Path, clients: int, seconds: float) -> Cell:

@@ -87,51 +87,47 @@ def check(url: str, questions: Questions, ours: bool) -> float:
     return worst
 
 
-@dataclasses.dataclass(frozen=True)
 class Bare:
-    """The library's own call for one row, without HTTP.
+    """The library's own call for one row, planned and compiled as in the service. For a process of its own.
 
     Args:
-        seconds: median.
-        how: in words, which way it runs.
+        path: of the saved members, which a service serves: what it compiled is used.
     """
 
-    seconds: float
-    how: str
+    def __init__(self, path: Path, case: str) -> None:
+        import gc
 
+        import torch
 
-def bare(path: Path, case: str, seconds: float) -> Bare:
-    """Time the call that the service makes for one row, planned and compiled as there. For a process of its own.
+        import ensemble
+        from app.planning import Planning, batch_sizes, make_plan
+        from app.processors import default_threads
+        from app.settings import Settings
+        from benchmarks.models import CASES
+        from ensemble.backends.workshop import Workshop
 
-    Args:
-        path: of the saved members, which a service has served before: what it compiled is used.
-        seconds: how long.
-    """
-    import gc
+        torch.set_num_threads(default_threads())
+        self._made, self._row = ensemble.load(path), CASES[case]().rows(1)
+        with Workshop() as workshop:
+            make_plan(self._made, Planning(workshop), batch_sizes(Settings().max_batch), lambda text, share: None)
+        gc.collect()
+        gc.freeze()
 
-    import torch
+    def how(self) -> str:
+        """In words, which way it runs."""
+        assert self._made.plan is not None
+        return str(self._made.plan.way(1))
 
-    import ensemble
-    from app.planning import Planning, batch_sizes, make_plan
-    from app.processors import default_threads
-    from benchmarks.models import CASES
-    from ensemble.backends.workshop import Workshop
-
-    torch.set_num_threads(default_threads())
-    made, row = ensemble.load(path), CASES[case]().rows(1)
-    with Workshop() as workshop:
-        make_plan(made, Planning(workshop), batch_sizes(64), lambda text, share: None)
-    times: list[float] = []
-    gc.collect()
-    gc.freeze()
-    end = time.perf_counter() + seconds
-    # The first of them fill the caches.
-    while len(times) < 20 or time.perf_counter() < end:
-        begun = time.perf_counter()
-        made.predict(row, statistics=["mean"]).flat()["mean"].numpy()
-        times.append(time.perf_counter() - begun)
-    assert made.plan is not None
-    return Bare(float(np.median(times[len(times) // 10 :])), str(made.plan.way(1)))
+    def seconds(self, long: float) -> float:
+        """The median of calls for so long."""
+        times: list[float] = []
+        end = time.perf_counter() + long
+        while len(times) < 20 or time.perf_counter() < end:
+            begun = time.perf_counter()
+            self._made.predict(self._row, statistics=["mean"]).flat()["mean"].numpy()
+            times.append(time.perf_counter() - begun)
+        # The first of them fill the caches.
+        return float(np.median(times[len(times) // 10 :]))
 
 
 def environment(cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from typing import Any
 
 from benchmarks.load.services import OURS, SERVICES
@@ -35,7 +36,8 @@ class Group:
         cells: of each service by its key, one for each number of clients.
         reasons: of each that could not be measured, why.
         differences: of each, how far its answers are from the loop at most.
-        bare: milliseconds of the library's own call for one row; None if it was not measured.
+        bare: milliseconds of the library's own call for one row, once in each round.
+        single: of the same rounds, milliseconds of a single client's request, at the median.
         how: the way in which that call runs.
     """
 
@@ -45,7 +47,8 @@ class Group:
     cells: dict[str, list[Cell]] = dataclasses.field(default_factory=dict)
     reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     differences: dict[str, float] = dataclasses.field(default_factory=dict)
-    bare: float | None = None
+    bare: list[float] = dataclasses.field(default_factory=list)
+    single: list[float] = dataclasses.field(default_factory=list)
     how: str = ""
 
     def cell(self, service: str, clients: int) -> Cell | None:
@@ -62,9 +65,9 @@ class Group:
         return ours.throughput / best[1].throughput if ours and best and best[1].throughput else None
 
     def added(self) -> float | None:
-        """Milliseconds that a request of a single client takes beyond the bare call, at the median."""
-        ours = self.cell("ensembled", 1)
-        return None if ours is None or ours.p50 is None or self.bare is None else ours.p50 - self.bare
+        """Milliseconds that a request of a single client takes beyond the bare call, at the median of the rounds."""
+        differences = [single - bare for single, bare in zip(self.single, self.bare, strict=True)]
+        return statistics.median(differences) if differences else None
 
 
 @dataclasses.dataclass
@@ -99,8 +102,8 @@ def table(group: Group) -> str:
         parts.append(markdown(["clients", "", "requests/s", "p50 ms", "p99 ms", "errors", "times the best peer"], rows))
     if (added := group.added()) is not None:
         parts.append(
-            f"The bare call for one row takes {group.bare:.3g} ms ({group.how}); a single client's request takes "
-            f"{added:.2f} ms more at the median."
+            f"The bare call for one row takes {statistics.median(group.bare):.3g} ms ({group.how}); a single client's "
+            f"request takes {added:.2f} ms more (medians of {len(group.bare)} rounds, in which both take turns)."
         )
     if group.differences:
         worst = max(group.differences.values())
