@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import BadRequest
-from app.protocol.document import MAX_DEPTH, parse_json
+from app.protocol.document import MAX_CONTAINERS, MAX_DEPTH, parse_json
 
 
 def nested(depth, *, inner="1"):
@@ -78,6 +78,17 @@ def test_any_greater_depth_is_refused_for_its_depth(depth, closed):
     body = nested(depth)
     with pytest.raises(BadRequest, match="nested at most 100 deep"):
         parse_json(body if closed else body[: depth + 5])
+
+
+@pytest.mark.parametrize("empty", [b"[]", b"{}"])
+def test_more_lists_and_objects_than_are_good_for_memory_are_refused(empty):
+    def body(containers: int) -> bytes:
+        # The object itself and the list are two of them.
+        return b'{"a":[' + b",".join([empty] * (containers - 2)) + b"]}"
+
+    assert len(parse_json(body(MAX_CONTAINERS))["a"]) == MAX_CONTAINERS - 2
+    with pytest.raises(BadRequest, match="at most 1000000 lists and objects, however: 1000001; V2 takes"):
+        parse_json(body(MAX_CONTAINERS + 1))
 
 
 def test_depth_of_objects_counts_as_that_of_lists():
