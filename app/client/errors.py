@@ -105,7 +105,7 @@ class TooManyRequests(Refused):
 
 
 class ServerFault(Refused):
-    """The service's own fault, or what it computed was not finite."""
+    """The service's own fault."""
 
 
 class Unavailable(Refused):
