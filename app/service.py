@@ -28,6 +28,7 @@ from app.served import Served
 from app.settings import Settings
 from app.states import build, device_memory, model_states
 from app.upkeep import Upkeep
+from ensemble import EnsembledError
 from ensemble.backends.workshop import Workshop
 
 log = logging.getLogger("app.service")
@@ -55,8 +56,12 @@ class Service:
             devices=lambda: device_memory(device),
             build=build(device),
         )
+        if device.type == "cuda":
+            # Of the whole process, convolutions too, which PyTorch would round unasked.
+            torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = settings.tf32
         self.engine = Engine(settings.threads or default_threads())
-        workshop = Workshop(settings.cache_dir) if settings.compile else None
+        workshop = _workshop(settings)
         planning = Planning(workshop, settings.precision)
         self.repository = Repository(
             settings.models,
@@ -144,6 +149,17 @@ class Service:
             priority=options.priority,
             deadline=math.inf if timeout is None else received + timeout,
         )
+
+
+def _workshop(settings: Settings) -> Workshop | None:
+    """Where calls are compiled; None if they are not to be, or if there is no place for it."""
+    if not settings.compile:
+        return None
+    try:
+        return Workshop(settings.cache_dir)
+    except EnsembledError as error:
+        log.warning("calls are not compiled: %s", error)
+        return None
 
 
 def _compute(call: Call) -> Outcome:

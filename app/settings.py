@@ -93,6 +93,9 @@ class Settings(BaseModel):
         "float32",
         description="least precision that is good enough: float32, or bfloat16 where it is faster and near enough",
     )
+    tf32: bool = Field(
+        False, description="on an NVIDIA GPU, multiply float32 in TensorFloat-32: faster, 10 bits of mantissa"
+    )
     cache_dir: Path | None = Field(
         None, description="directory where compiled calls and plans are kept; ~/.cache/ensembled by default"
     )

@@ -32,6 +32,10 @@ from ensemble.memory import available, human
 aten = torch.ops.aten
 SUFFIXES = (".xml", ".bin")
 _DTYPES = {"float32", "int64", "int32", "int16", "int8", "uint8", "bool"}
+_GROWING = {
+    aten.mul.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.prod.default,
+    aten.prod.dim_int, aten.bitwise_left_shift.Tensor, aten.bitwise_left_shift.Tensor_Scalar,
+}  # fmt: skip
 # Constants are kept as they are and once more as the kernels want them.
 _COPIES = 1.2
 
@@ -72,6 +76,7 @@ def build(job: Job, target: Path) -> None:
     check(job)
     ov = openvino()
     traced, tensors = trace(job)
+    _check_integers(traced)
     tell_of_bad_indices(traced, len(job.shared) + len(job.own))
     _thin_products(traced)
     with torch.no_grad():
@@ -94,6 +99,20 @@ def check(job: Job) -> None:
     for spec in (*job.shared, *job.own, *job.inputs):
         if spec.dtype not in _DTYPES:
             raise ModelError(f"OpenVINO does not compute in {spec.dtype} on a processor ({spec.name}).")
+
+
+def _check_integers(traced: fx.GraphModule) -> None:
+    """Raise if integers may outgrow the 32 bits in which OpenVINO computes them, as hashes of ids do.
+
+    Raises:
+        ModelError: so.
+    """
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.dtype == torch.int64 and node.target in _GROWING:
+            raise ModelError(
+                f"OpenVINO computes integers in 32 bits, and this model's may outgrow them ({node.target})."
+            )
 
 
 def _thin_products(traced: fx.GraphModule) -> None:

@@ -70,7 +70,10 @@ class Workshop:
                 return wanted
         except (OSError, RuntimeError) as error:
             reason = str(error)
-        temporary = tempfile.mkdtemp(prefix="ensembled-")
+        try:
+            temporary = tempfile.mkdtemp(prefix="ensembled-")
+        except OSError as error:
+            raise ModelError(f"There is no directory to compile in: {reason}; {error}.") from error
         log.warning("what is compiled is kept until this process ends only: %s", reason)
         weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         return Path(temporary)
@@ -161,10 +164,14 @@ class Workshop:
     def _start(self) -> None:
         # The package need not be installed, and the worker must be of the same one.
         source = str(Path(ensemble.__file__).parent.parent)
+        scratch = self.directory / "scratch"
+        scratch.mkdir(mode=0o700, exist_ok=True)
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
             "TORCHINDUCTOR_CACHE_DIR": str(self.directory / "inductor"),
+            # Compilers put things under names there that others could guess.
+            "TMPDIR": str(scratch),
             # Processes of its own would outlive it.
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
         }

@@ -46,6 +46,7 @@ VALUES = {
     "threads": [("1", 1), ("2", 2), ("3", 3)],
     "compile": [("false", False), ("true", True), ("false", False)],
     "precision": [("bfloat16", "bfloat16"), ("float32", "float32"), ("bfloat16", "bfloat16")],
+    "tf32": [("false", False), ("true", True), ("false", False)],
     "cache_dir": [("a", Path("a")), ("b", Path("b")), ("c", Path("c"))],
     "default_model": [("a", "a"), ("b", "b"), ("c", "c")],
     "max_batch": [("1", 1), ("2", 2), ("3", 3)],

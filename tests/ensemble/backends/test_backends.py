@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+import ensemble
 from ensemble import LowRank, ModelError
 from ensemble.backends import BACKENDS, inductor, openvino
 from ensemble.backends.tracing import trace
@@ -82,3 +83,22 @@ def test_a_failed_build_leaves_nothing_and_says_which_operation_it_was(made, tmp
     job = ens._runner.job("openvino", ens.example(2), len(ens))
     assert "No conversion rule found for operations: aten._trilinear.default" in build(job, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Hashing(torch.nn.Module):
+    """Ids that a table has no room for are hashed into it; the product needs 64 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(16, 3)
+
+    def forward(self, ids):
+        return self.table((ids * 2654435761) % 16)
+
+
+@converts
+def test_integers_that_outgrow_32_bits_are_left_to_pytorch(tmp_path):
+    ids = torch.tensor([[3], [70_001]])
+    ens = ensemble.perturb(Hashing(), ensemble.Gaussian(0.1), members=2, example=ids)
+    job = ens._runner.job("openvino", ens.example(2), 2)
+    assert "OpenVINO computes integers in 32 bits" in build(job, tmp_path)

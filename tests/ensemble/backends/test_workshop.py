@@ -186,3 +186,13 @@ def test_the_threads_that_inductor_writes_into_its_loops_are_part_of_a_job(made)
     finally:
         torch.set_num_threads(threads)
     assert {kind: len(found) for kind, found in keys.items()} == {"inductor": 2, "openvino": 1}
+
+
+def test_where_nothing_can_be_written_it_says_so(monkeypatch, tmp_path):
+    def refuse(**_):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(module.tempfile, "mkdtemp", refuse)
+    with pytest.raises(ModelError, match=r"There is no directory to compile in: .*No usable temporary directory"):
+        Workshop(tmp_path / "file" / "c")
