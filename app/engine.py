@@ -79,6 +79,8 @@ class Engine:
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._started = False
+        # Called when a call has become overdue, on the event loop's thread.
+        self.on_overdue: Callable[[], None] = lambda: None
 
     async def run(self, call: Callable[..., T], *args: object, bound: float | None = None) -> T:
         """Run a call on the thread and wait for what it returns or raises. One not yet begun can be cancelled.
@@ -150,6 +152,7 @@ class Engine:
             return
         order.reported = True
         log.error("the engine's call takes longer than %g s; the service is not alive", order.bound)
+        self.on_overdue()
 
     def _work(self) -> None:
         torch.set_grad_enabled(False)

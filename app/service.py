@@ -33,6 +33,8 @@ from ensemble.backends.workshop import Workshop
 
 log = logging.getLogger("app.service")
 
+_STUCK = "the engine does not answer; ask another instance"
+
 
 class Service:
     """One running service.
@@ -80,6 +82,8 @@ class Service:
             observer=self.metrics,
             max_delay=settings.max_delay,
         )
+        # Nobody knows whether it will ever end, and another instance can answer those that wait for it.
+        self.engine.on_overdue = lambda: self.batcher.give_up_waiting(Unavailable(_STUCK), "stuck")
         self.accelerator = Accelerator(self.engine, planning)
         self._upkeep = Upkeep(self.repository, self.accelerator if settings.compile else None, settings.poll)
 
@@ -129,7 +133,7 @@ class Service:
             raise BadRequest(f"a request may have {self.settings.max_queue} rows at most, however: {request.rows}")
         if not self.alive:
             self.metrics.refused(model, "stuck")
-            raise Unavailable("the engine does not answer; ask another instance")
+            raise Unavailable(_STUCK)
         options, count = request.options, len(model.ensemble)
         outputs = tuple(output.name for output in request.outputs)
         if options.members is not None and not 1 <= options.members <= count:

@@ -70,7 +70,11 @@ class Upkeep:
         await self.loading
         while True:
             name, version = await self._waiting.get()
-            await self._repository.accelerate(name, version, accelerator)
+            try:
+                await self._repository.accelerate(name, version, accelerator)
+            except Exception:
+                # The next model may be faster for it.
+                log.exception("a model stays as it is", extra={"model": name, "version": version})
             if self._waiting.empty() and heap.crowded():
                 heap.settle()
                 self._settled_with_models = True

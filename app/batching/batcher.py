@@ -304,6 +304,16 @@ class Batcher:
         self._ending.give_up(job, _too_late())
         self._ledger.refused(job.target, reason)
 
+    def give_up_waiting(self, error: Exception, reason: Reason) -> None:
+        """Answer every request with an error, but for those of the call that runs."""
+        self._note_taken()
+        jobs = [piece.job for turn in self._turns if not turn.taken for piece in turn.pieces]
+        while pieces := self._line.take(time.perf_counter(), 0.0):
+            jobs += [piece.job for piece in pieces]
+        for job in dict.fromkeys(jobs):
+            self._ledger.refused(job.target, reason)
+            self._ending.give_up(job, error)
+
     def _fail_all(self) -> None:
         while pieces := self._line.take(time.perf_counter(), 0.0):
             for piece in pieces:

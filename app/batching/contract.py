@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
 # Why a request got no answer: no room for it, past its deadline, its client gone, the service shutting down.
-Reason = Literal["queue_full", "deadline", "gone", "draining"]
+Reason = Literal["queue_full", "deadline", "gone", "draining", "stuck"]
 
 
 class OutOfMemory(Exception):  # noqa: N818 - it says what ran out

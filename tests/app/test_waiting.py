@@ -220,12 +220,15 @@ def test_a_call_that_hangs_turns_liveness_false_until_it_comes_back_and_does_not
         held = Held(server.wait_ready(), tmp_path / "gate")
         assert server.get("/v2/health/live").status_code == 200
         with held.held() as first:
+            # With no deadline of its own, it must not wait for what may never end.
+            waiting = held.ask("house", rows_of("house", 3))
             until(lambda: server.get("/v2/health/live").status_code == 503, "it is not alive")
+            assert waiting().status_code == 503
             refused = held.ask("house", rows_of("house", 1))()
             assert refused.status_code == 503
             assert "does not answer" in refused.json()["error"]
             assert server.metric("ensembled_live") == 0
-            assert server.metric("ensembled_rejected_total", reason="stuck") == 1
+            assert server.metric("ensembled_rejected_total", reason="stuck") == 2
         assert_same(first().json()["outputs"], expected(loaded["house"], rows_of("house", 1)))
         until(lambda: server.get("/v2/health/live").json() == {"live": True}, "it is alive again")
         assert held.ask("house", rows_of("house", 1))().status_code == 200
