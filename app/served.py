@@ -56,7 +56,7 @@ class Served:
     Attributes:
         name, version: under which it is asked for.
         ensemble: what answers.
-        max_batch: rows in one call; the batcher lowers it when memory runs out.
+        max_batch: rows in one call, as many as its plan has a way for at most; lowered when memory runs out.
         inputs: what it takes.
         outputs: what may be asked of it, by name.
         error: largest relative difference from the loop over members, found when it was loaded.
@@ -194,6 +194,8 @@ def load(
     example = dict(zip((s.name for s in served.inputs), rows, strict=True))
     return replace(
         served,
+        # A batch that no way was found for in time brings nothing: it would only hold up others.
+        max_batch=min(max_batch, made.plan.ways[-1].rows),
         error=error,
         plan_sizes=tuple(sizes),
         plan_complete=complete,

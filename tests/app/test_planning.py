@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from app import served
+from app.planning import PLAIN, Planning, batch_sizes, make_plan, steps_for
+from ensemble.backends import openvino
+from ensemble.backends.workshop import Workshop
+
+converts = pytest.mark.skipif(bool(openvino.missing(torch.device("cpu"))), reason="OpenVINO is not there")
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1]), (2, [1, 2]), (48, [1, 2, 4, 8, 16, 32, 48]), (64, [1, 2, 4, 8, 16, 32, 64])]
+)
+def test_a_plan_is_made_for_powers_of_two_and_the_largest_batch(most, sizes):
+    assert batch_sizes(most) == sizes
+
+
+def test_without_compiling_the_ways_are_measured_and_nothing_is_left_to_do(made):
+    ens, told = made("mlp").to("cpu"), []
+    assert make_plan(ens, PLAIN, [1, 4], lambda doing, part: told.append(doing)) is False
+    assert [way.rows for way in ens.plan.ways] == [1, 4]
+    assert told[-1] == "measuring ways of running 4 rows"
+
+
+@converts
+def test_a_plan_of_before_is_used_if_all_that_it_needs_is_there(made, tmp_path):
+    with Workshop(tmp_path / "c") as workshop:
+        planning = Planning(workshop)
+        ens = made("mlp").to("cpu")
+        ens.measure([1, 4], seconds=0.2)
+        ens.follow([step for step in ens.steps() if step.kind == "openvino"], workshop)
+        ens.remember([1, 4], workshop)
+        used = [way.kind for way in ens.plan.ways]
+        again, told = made("mlp").to("cpu"), []
+        complete = make_plan(again, planning, [1, 4], lambda doing, part: told.append(doing))
+        assert complete is not any("measuring" in doing for doing in told)
+        assert complete
+        for file in workshop.directory.glob("*.xml"):
+            file.unlink()
+        third = made("mlp").to("cpu")
+        # Nothing is compiled before a model answers.
+        assert make_plan(third, planning, [1, 4], lambda doing, part: None) is ("openvino" not in used)
+
+
+def test_one_row_and_the_largest_batch_are_compiled_first(made, monkeypatch):
+    ens = made("mlp").to("cpu")
+    ens.measure(batch_sizes(64), seconds=1)
+    asked = []
+    monkeypatch.setattr(ens, "steps", lambda rows, precision: asked.append((rows, precision)))
+    steps_for(ens, Planning(precision="bfloat16"))
+    assert asked == [([1, 64, 4, 16], "bfloat16")]
+
+
+def test_batches_are_no_larger_than_what_a_way_was_found_for(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.planning._MEASURE_SECONDS", 0.0)
+    made("mlp").save(tmp_path / "m" / "1")
+    model = served.load(
+        "m", "1", tmp_path / "m" / "1", device=torch.device("cpu"), dtype=None, max_batch=64, progress=lambda *_: None
+    )
+    assert model.max_batch == model.ensemble.plan.ways[-1].rows == 1
+    rows = torch.randn(5, 6)
+    got = model.infer({"input": rows.numpy()}, ["mean"])["mean"]
+    torch.testing.assert_close(torch.from_numpy(got), made("mlp")(rows).mean(0), rtol=1e-5, atol=1e-6)
