@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,9 @@ from ensemble.errors import ModelError
 
 log = logging.getLogger("ensemble.workshop")
 
+# A month, and longer than any job.
+_UNUSED_SECONDS = 30 * 24 * 3600.0
+_DRAFT_SECONDS = 24 * 3600.0
 _WORKER = [sys.executable, "-m", "ensemble.backends.worker"]
 
 
@@ -51,6 +55,7 @@ class Workshop:
     def __init__(self, directory: Path | None = None, *, seconds: float = 120) -> None:
         self.seconds = seconds
         self.directory = self._private(directory)
+        _clear(self.directory)
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         self._lock = threading.Lock()
@@ -104,6 +109,8 @@ class Workshop:
         """
         target = self._target(job)
         if self.has(job):
+            for suffix in BACKENDS[job.backend].SUFFIXES:
+                _note_use(target.with_suffix(suffix))
             return target
         with self._lock:
             reason = self._ask(job, self.seconds if seconds is None else min(seconds, self.seconds))
@@ -135,6 +142,7 @@ class Workshop:
     def recall(self, key: str) -> Any:
         """A document that was kept; None if there is none that can be read."""
         with contextlib.suppress(OSError, ValueError):
+            _note_use(self.directory / f"{key}.json")
             return json.loads((self.directory / f"{key}.json").read_text())
         return None
 
@@ -198,6 +206,21 @@ class Workshop:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._process = None
+
+
+def _note_use(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def _clear(directory: Path) -> None:
+    """Remove what was not used for long: of models, versions and machines that are no more, and half-made drafts."""
+    now = time.time()
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            kept = _DRAFT_SECONDS if path.name.startswith("draft-") else _UNUSED_SECONDS
+            if path.is_file() and now - path.stat().st_mtime > kept:
+                path.unlink()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

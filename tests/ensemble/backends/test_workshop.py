@@ -198,3 +198,25 @@ def test_where_nothing_can_be_written_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(module.tempfile, "mkdtemp", refuse)
     with pytest.raises(ModelError, match=r"There is no directory to compile in: .*No usable temporary directory"):
         Workshop(tmp_path / "file" / "c")
+
+
+def test_what_was_not_used_for_long_is_cleared_away_and_use_counts(job, monkeypatch, tmp_path):
+    directory = tmp_path / "c"
+    working(monkeypatch, BUILDING, job.key)
+    with Workshop(directory) as workshop:
+        workshop.build(job)
+        workshop.remember("plan-a", {})
+    month, day = time.time() - 31 * 24 * 3600, time.time() - 25 * 3600
+    for name, age in (("old.xml", month), ("plan-old.json", month), ("recent.xml", day), ("draft-1-x.xml", day)):
+        (directory / name).write_text("")
+        os.utime(directory / name, (age, age))
+    for path in (directory / f"{job.key}.xml", directory / f"{job.key}.bin", directory / "plan-a.json"):
+        almost = month + 2 * 24 * 3600
+        os.utime(path, (almost, almost))
+    second = Workshop(directory)
+    assert second.recall("plan-a") == {}
+    second.build(job)
+    assert {path.name for path in directory.iterdir() if path.is_file()} - {"count"} == {
+        "recent.xml", "plan-a.json", f"{job.key}.xml", f"{job.key}.bin"
+    }  # fmt: skip
+    assert all(time.time() - (directory / f"{job.key}{end}").stat().st_mtime < 3600 for end in (".xml", ".bin"))
