@@ -23,11 +23,12 @@ from torch import Tensor, fx
 
 from ensemble.backends.declined import Declined
 from ensemble.backends.indices import tell_of_bad_indices
-from ensemble.backends.job import Job
+from ensemble.backends.job import Job, Spec
 from ensemble.backends.tracing import trace
 from ensemble.errors import MemoryLimitError, ModelError
 from ensemble.members import Members
 from ensemble.memory import available, human
+from ensemble.structured import LEFT
 
 aten = torch.ops.aten
 SUFFIXES = (".xml", ".bin")
@@ -152,6 +153,11 @@ class Compiled:
         self._outputs = len(job.graph["outputs"])
         self._lock = threading.Lock()
         self._requests = []
+        # What goes in with each call, beside the inputs.
+        self._factors = [
+            [members.stacked[s.name][start : start + job.chunk].numpy() for s in job.own if _stays_input(s, members)]
+            for start in range(0, members.count, job.chunk)
+        ]
         for start in range(0, members.count, job.chunk):
             model = _core().read_model(str(target.with_suffix(".xml")))
             _fill(ov, model, job, members, start)
@@ -170,7 +176,8 @@ class Compiled:
         # A request is one call's at a time.
         try:
             with self._lock:
-                outputs = self._requests[start // self._chunk].infer(arrays, share_inputs=True)
+                number = start // self._chunk
+                outputs = self._requests[number].infer([*self._factors[number], *arrays], share_inputs=True)
         except RuntimeError as error:
             # Some kernels refuse an index by themselves; what PyTorch says of it is for people.
             raise Declined(next(iter(str(error).splitlines()), "")) from None
@@ -189,11 +196,23 @@ def _core() -> Any:
     return openvino().Core()
 
 
+def _stays_input(spec: Spec, members: Members) -> bool:
+    """Whether a weight is no constant: a product that is scaled by one would take the scaling in, and then be computed
+    by a kernel that is ten times slower."""
+    factored = members.factored.get(spec.name.removesuffix(LEFT))
+    return spec.name.endswith(LEFT) and factored is not None and factored.form == "multiplicative"
+
+
 def _fill(ov: ModuleType, model: Any, job: Job, members: Members, start: int) -> None:
     """Put the weights of one chunk in the places of the model's leading parameters."""
-    weights = [members.shared[spec.name] for spec in job.shared]
-    weights += [members.stacked[spec.name][start : start + job.chunk] for spec in job.own]
+    weights: list[Tensor | None] = [members.shared[spec.name] for spec in job.shared]
+    weights += [
+        None if _stays_input(spec, members) else members.stacked[spec.name][start : start + job.chunk]
+        for spec in job.own
+    ]
     for parameter, weight in zip(model.get_parameters(), weights, strict=False):
+        if weight is None:
+            continue
         constant = ov.opset13.constant(weight.contiguous().numpy(), shared_memory=True)
         for use in parameter.output(0).get_target_inputs():
             use.replace_source_output(constant.output(0))

@@ -49,6 +49,17 @@ def test_a_converted_call_gives_what_each_members_module_gives(made, workshop, n
 
 
 @converts
+@pytest.mark.parametrize("name", ["mlp", "cnn", "gru"])
+def test_members_that_scale_a_product_are_converted_too(made, workshop, name):
+    scenario, ens = SCENARIOS[name], remade(made(name), ensemble.Rank1(scale=0.3), members=6)
+    ens.measure((3,), seconds=0.1)
+    as_if_fastest(ens, ens.compile(Step("openvino", 3, 2, "float32"), workshop))
+    inputs = scenario.inputs(3)
+    states = [ens.member(index) for index in range(6)]
+    assert worst(call(ens, inputs), seeded(scenario), states, inputs) <= 1e-5
+
+
+@converts
 def test_what_one_call_gave_is_not_touched_by_the_next(made, workshop):
     ens = remade(made("mlp"), LowRank(scale=0.3))
     ens.measure((2,), seconds=0.1)
