@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ensemble
 from ensemble.backends.workshop import Workshop
+from ensemble.memory import available
 from ensemble.optimize import Precision, Step
 
 # Called with what is being done, and how much of it is done (0..1).
@@ -15,6 +16,8 @@ Progress = Callable[[str, float], None]
 _MEASURE_SECONDS = 10.0
 # What was compiled before is there in a moment; where it is not, it is compiled once the model answers.
 _RECALL_SECONDS = 30.0
+# Part of the free memory that copies of the weights may take.
+_COPIES_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,15 @@ def make_plan(made: ensemble.Ensemble, planning: Planning, sizes: Sequence[int],
 
 
 def steps_for(made: ensemble.Ensemble, planning: Planning) -> list[Step]:
-    """What is worth compiling for an ensemble that was measured: for one row, the largest batch, and some between."""
+    """What is worth compiling for an ensemble that was measured: for one row, the largest batch, and some between; by
+    OpenVINO, which is quick about it, for every size whose copy of the weights there is plenty of memory for."""
     planned = [way.rows for way in made.plan.ways] if made.plan else []
     chosen = [rows for rows in planned if rows.bit_length() % 2 == 1 or rows == planned[-1]]
     # What waits while the engine is busy is merged to large batches; a single request finds it idle.
     chosen.sort(key=lambda rows: (rows not in (planned[0], planned[-1]), rows))
-    return made.steps(chosen, precision=planning.precision)
+    free = available(made.device)
+    if free is not None and made.members.nbytes * len(planned) > free * _COPIES_SHARE:
+        return made.steps(chosen, precision=planning.precision)
+    rest = [rows for rows in planned if rows not in chosen]
+    steps = made.steps([*chosen, *rest], precision=planning.precision)
+    return [step for step in steps if step.kind == "openvino" or step.rows in chosen]

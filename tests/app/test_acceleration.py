@@ -3,6 +3,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from app.acceleration import Accelerator
 from app.engine import Engine
@@ -16,6 +17,7 @@ class Ensemble:
 
     def __init__(self, **errors):
         self.errors = errors
+        self.device, self.members = torch.device("cpu"), SimpleNamespace(nbytes=1)
         self.compiled, self.failures, self.remembered = [], {}, []
         self.plan = SimpleNamespace(ways=[SimpleNamespace(rows=rows) for rows in (1, 2, 4)], way="rows: {}".format)
 
@@ -67,7 +69,7 @@ def accelerated(made, *, wanted=lambda: True, complete=False, planning=None):
 def test_every_step_is_compiled_and_the_plan_kept_and_the_process_ended():
     made = Ensemble()
     workshop = accelerated(made)
-    assert made.compiled == [("openvino", 1), ("openvino", 4), ("cudagraph", 1), ("cudagraph", 4)]
+    assert made.compiled == [("openvino", 1), ("openvino", 4), ("openvino", 2), ("cudagraph", 1), ("cudagraph", 4)]
     assert made.failures == {"inductor": "there is no C++ compiler; install g++"}
     assert made.remembered == [((1, 2, 4), "float32")]
     assert workshop.closed == 1

@@ -5,6 +5,7 @@ from app import served
 from app.planning import PLAIN, Planning, batch_sizes, make_plan, steps_for
 from ensemble.backends import openvino
 from ensemble.backends.workshop import Workshop
+from ensemble.optimize import Step
 
 converts = pytest.mark.skipif(bool(openvino.missing(torch.device("cpu"))), reason="OpenVINO is not there")
 
@@ -43,13 +44,27 @@ def test_a_plan_of_before_is_used_if_all_that_it_needs_is_there(made, tmp_path):
         assert make_plan(third, planning, [1, 4], lambda doing, part: None) is ("openvino" not in used)
 
 
-def test_one_row_and_the_largest_batch_are_compiled_first(made, monkeypatch):
+def every_step(rows, precision):
+    return [Step(kind, size, 5, precision) for kind in ("openvino", "inductor") for size in rows]
+
+
+def test_one_row_and_the_largest_batch_come_first_and_openvino_converts_every_size(made, monkeypatch):
     ens = made("mlp").to("cpu")
-    ens.measure(batch_sizes(64), seconds=1)
-    asked = []
-    monkeypatch.setattr(ens, "steps", lambda rows, precision: asked.append((rows, precision)))
-    steps_for(ens, Planning(precision="bfloat16"))
-    assert asked == [([1, 64, 4, 16], "bfloat16")]
+    ens.measure([1, 2, 4, 8], seconds=1)
+    monkeypatch.setattr(ens, "steps", every_step)
+    found = [(step.kind, step.rows) for step in steps_for(ens, Planning(precision="bfloat16"))]
+    assert found == [
+        ("openvino", 1), ("openvino", 8), ("openvino", 4), ("openvino", 2),
+        ("inductor", 1), ("inductor", 8), ("inductor", 4),
+    ]  # fmt: skip
+
+
+def test_copies_of_the_weights_are_few_where_memory_is_short(made, monkeypatch):
+    ens = made("mlp").to("cpu")
+    ens.measure([1, 2, 4, 8], seconds=1)
+    monkeypatch.setattr(ens, "steps", every_step)
+    monkeypatch.setattr("app.planning.available", lambda device: 8 * ens.members.nbytes)
+    assert {step.rows for step in steps_for(ens, Planning())} == {1, 4, 8}
 
 
 def test_batches_are_no_larger_than_what_a_way_was_found_for(made, tmp_path, monkeypatch):
