@@ -10,7 +10,8 @@ from app.background import Background
 from app.engine import Engine
 from app.planning import Planning, steps_for
 from app.served import Served
-from ensemble import EnsembledError, MemoryLimitError
+from ensemble import EnsembledError
+from ensemble.optimize import Course
 
 log = logging.getLogger("app.acceleration")
 
@@ -61,18 +62,17 @@ class Accelerator:
     async def _accelerate(self, model: Served, wanted: Callable[[], bool]) -> None:
         made, planning, workshop, about = model.ensemble, self._planning, self._planning.workshop, _about(model)
         assert workshop is not None
-        begun, complete = time.perf_counter(), True
-        failed = made.missing_backends()
-        for kind, reason in failed.items():
+        begun, course = time.perf_counter(), Course(made.missing_backends())
+        for kind, reason in course.failed.items():
             log.info("%s is not used: %s", kind, reason, extra=about)
         for step in steps_for(made, planning):
             if not wanted():
                 return
-            if step.kind in failed or step.family in failed:
+            if not course.wants(step):
                 continue
             if time.perf_counter() - begun > _LONGEST:
                 log.warning("nothing more is compiled, since it takes so long", extra=about)
-                complete = False
+                course.late(step)
                 break
             started = time.perf_counter()
             try:
@@ -82,16 +82,15 @@ class Accelerator:
                 if not wanted():
                     # The process that compiles was ended.
                     return
-                failed[step.family] = str(error)
-                complete = complete and not isinstance(error, MemoryLimitError)
+                course.fail(step, error)
                 log.warning("%s compiles nothing more: %s", step.family, error, extra=about)
                 continue
             took = round(time.perf_counter() - started, 1)
             assert made.plan is not None
             said = str(made.plan.way(step.rows)) if used else f"no gain from {step}"
             log.info("%s", said, extra={**about, "seconds": took})
-        await self._engine.run(made.note_failures, failed)
-        if complete:
+        await self._engine.run(made.note_failures, course.failed)
+        if course.complete:
             await self._background.run(made.remember, model.plan_sizes, workshop, planning.precision)
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when PyTorch is imported, so it is said here.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # What is compiled is kept, in a directory that nobody else can put things into.
+    # PyTorch makes this directory when it is imported, by default under a name in /tmp that others could take before.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "ensembled" / "compiled"))
     words = list(sys.argv[1:] if argv is None else argv)

@@ -70,8 +70,8 @@ _PIPELINED = _Refusal(
 )
 
 
-class _Refused(Exception):  # noqa: N818 - the way out of the parser's callbacks
-    pass
+class _Refused(Exception):  # noqa: N818 - no error, but the way out of the parser's callbacks
+    """What arrived is refused; why was noted before."""
 
 
 class Connection(HttpToolsProtocol):

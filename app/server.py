@@ -181,6 +181,7 @@ class _Server(uvicorn.Server):
         """As uvicorn listens on its one port; since the state is shared, it stops and counts for all of them."""
         config.load()
         try:
+            # Ours is a subclass of uvicorn's protocols, whose annotation is asyncio's bare one.
             server: asyncio.Server = await asyncio.get_running_loop().create_server(
                 lambda: config.http_protocol_class(  # type: ignore[call-arg]
                     config=config, server_state=self.server_state, app_state=self.lifespan.state
@@ -231,6 +232,7 @@ def _configuration(app: FastAPI, host: str, port: int, settings: Settings) -> uv
         server_header=False,
         # Nobody's word is taken for where a request comes from.
         proxy_headers=False,
+        # Annotated as a whole number; asyncio's timers, which it is for, take any.
         timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )

@@ -111,6 +111,7 @@ class Tracing:
         span.set_attribute("http.route", route)
         if status:
             span.set_attribute("http.response.status_code", status)
+            # The interface has no attributes to read; the SDK's spans, which record, have.
             span.update_name(f"{span.attributes['http.request.method']} {route}")  # type: ignore[attr-defined]
         if status >= 500 or not status:
             span.set_status(Status(StatusCode.ERROR))

@@ -86,6 +86,7 @@ class Upkeep:
             try:
                 await self._repository.poll()
             except Exception:
+                # The next look may succeed, and what is served goes on being served.
                 log.exception("the directory of models could not be looked at")
 
     def _clear_soon(self, model: Served) -> None:

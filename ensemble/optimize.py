@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -71,20 +71,18 @@ def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> li
     for kind, backend in BACKENDS.items():
         if backend.missing(runner.device):
             continue
-        lower = kind == "openvino" and precision == "bfloat16"
+        precisions = [p for p in backend.PRECISIONS if p in ("float32", precision)]
         for size in rows:
-            for chunk in _chunks(kind, runner.program, runner.members, size):
-                found.append(Step(kind, size, chunk, "float32"))
-                if lower:
-                    found.append(Step(kind, size, chunk, "bfloat16"))
+            chunks = _chunks(backend.ANY_MEMBERS, runner.program, runner.members, size)
+            found += [Step(kind, size, chunk, precision) for chunk in chunks for precision in precisions]
     return found
 
 
-def _chunks(kind: str, program: Program, members: Members, rows: int) -> list[int]:
+def _chunks(any_members: bool, program: Program, members: Members, rows: int) -> list[int]:
     per_member = max(1, program.activation_bytes * rows)
-    fitting = _fitting(members.count, (_KERNEL_BYTES if kind == "inductor" else _CACHE_BYTES) // per_member)
-    if kind == "inductor":
-        # One package takes any members; smaller chunks cost calls only.
+    fitting = _fitting(members.count, (_KERNEL_BYTES if any_members else _CACHE_BYTES) // per_member)
+    if any_members:
+        # Smaller chunks cost calls only.
         return [fitting]
     whole = _fitting(members.count, _MOST_BYTES // per_member)
     return [chunk for chunk in dict.fromkeys((whole, fitting)) if members.count // chunk <= _MOST_CHUNKS]
@@ -97,9 +95,40 @@ def _fitting(members: int, most: int) -> int:
 
 def missing(device: torch.device) -> dict[str, str]:
     """Backends that cannot be used on a device, and why; those of other devices are left out."""
-    reasons = {kind: backend.missing(device) for kind, backend in BACKENDS.items()}
-    foreign = {"cudagraph"} if device.type == "cpu" else {"openvino"}
-    return {kind: reason for kind, reason in reasons.items() if reason and kind not in foreign}
+    native = {kind: backend for kind, backend in BACKENDS.items() if backend.DEVICE in ("", device.type)}
+    reasons = {kind: backend.missing(device) for kind, backend in native.items()}
+    return {kind: reason for kind, reason in reasons.items() if reason}
+
+
+class Course:
+    """What became of the steps so far, and so which of the others are worth a try: a backend that failed in a precision
+    is not asked again.
+
+    Args:
+        failed: backends that cannot be used, and why.
+
+    Attributes:
+        failed: the same, and those that failed since.
+        complete: whether neither time nor memory was lacking, which may be there another time.
+    """
+
+    def __init__(self, failed: Mapping[str, str]) -> None:
+        self.failed = dict(failed)
+        self.complete = True
+
+    def wants(self, step: Step) -> bool:
+        """Whether a step is worth a try."""
+        return step.kind not in self.failed and step.family not in self.failed
+
+    def late(self, step: Step) -> None:
+        """No time is left for a step."""
+        self.failed[step.family] = f"no time was left for {step}"
+        self.complete = False
+
+    def fail(self, step: Step, error: EnsembledError, *, late: bool = False) -> None:
+        """A step failed; ``late`` if because its time was cut short."""
+        self.failed[step.family] = str(error)
+        self.complete = self.complete and not late and not isinstance(error, MemoryLimitError)
 
 
 def follow(
@@ -123,26 +152,22 @@ def follow(
     Returns:
         Whether every step came to an end; False if time or memory was lacking, which may be there another time.
     """
-    begun, complete = time.perf_counter(), True
-    failed: dict[str, str] = missing(runner.device)
+    begun, course = time.perf_counter(), Course(missing(runner.device))
     for step in todo:
-        if step.kind in failed or step.family in failed:
+        if not course.wants(step):
             continue
         left = seconds - (time.perf_counter() - begun)
         if left < 0:
-            failed[step.family] = f"no time was left for {step}"
-            complete = False
+            course.late(step)
             continue
         if progress:
             progress(str(step))
         try:
             adopt(compile(step, left))
         except EnsembledError as error:
-            failed[step.family] = str(error)
-            late = time.perf_counter() - begun > seconds
-            complete = complete and not late and not isinstance(error, MemoryLimitError)
-    runner.note_failures(failed)
-    return complete
+            course.fail(step, error, late=time.perf_counter() - begun > seconds)
+    runner.note_failures(course.failed)
+    return course.complete
 
 
 def key_of(runner: Runner, rows: Sequence[int], precision: str, inputs: Sequence[torch.Tensor]) -> str:

@@ -274,7 +274,7 @@ class Runner:
         return min(first for first, _ in times), min(second for _, second in times)
 
     def _with_current_time(self, rows: int, seconds: float) -> Plan:
-        """The plan in which the way for so many rows took what it takes now, where that is more than it was."""
+        """The plan in which the way for so many rows takes what it took in the race, and not what it took before."""
         assert self.plan is not None
         ways = []
         for way in self.plan.ways:

@@ -270,6 +270,7 @@ class Batcher:
                 raise
             error = Unavailable(_ENDING)
         except Exception as problem:
+            # Whatever it is, it is told to those whom the call was for.
             error = problem
         # One that was withdrawn is not among them any more, and its rows are in another.
         if turn in self._turns:
@@ -277,6 +278,7 @@ class Batcher:
             try:
                 self._settle(turn, outcome, error)
             except Exception as problem:
+                # Else its requests would wait for ever.
                 log.exception("a call cannot be given to its requests")
                 self._ending.abandon(turn, problem)
         self._wake()

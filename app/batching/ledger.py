@@ -89,4 +89,5 @@ class Ledger:
         try:
             what(*about)
         except Exception:
+            # Counting wrongly is no reason to leave a request without its answer.
             log.exception("the observer of the batcher raised")

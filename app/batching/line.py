@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 from app.batching.job import Job, Piece
@@ -94,9 +94,9 @@ class Line:
             now: by the performance counter.
             delay: seconds that a bucket which does not fill a call waits for more, from its first request on.
         """
-        due = self._buckets.values()
+        due: Collection[Bucket] = self._buckets.values()
         if delay > 0:
-            due = [b for b in due if b.rows >= b.first.target.max_batch or b.oldest + delay <= now]  # type: ignore[assignment]
+            due = [b for b in due if b.rows >= b.first.target.max_batch or b.oldest + delay <= now]
         if not due:
             return []
         bucket = min(due, key=lambda bucket: bucket.first.rank) if len(due) > 1 else next(iter(due))

@@ -36,6 +36,7 @@ async def unless_gone(receive: Receive, wait: Awaitable[T]) -> T:
             while (await receive())["type"] != "http.disconnect":
                 pass
         except Exception:
+            # Then the request is answered as if nobody watched.
             log.exception("it cannot be seen whether the client is still there")
             return
         gone = True

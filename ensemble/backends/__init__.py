@@ -1,7 +1,9 @@
 """Compilers of the vmapped call, one a file, all of one shape.
 
 A backend says why it is missing on a device (``missing``), builds a :class:`~ensemble.backends.job.Job` to files with
-its ``SUFFIXES`` (``build``, in the worker process), and makes a call of them (``Compiled``).
+its ``SUFFIXES`` (``build``, in the worker process), and makes a call of them (``Compiled``). ``DEVICE`` is the one that
+it is for, empty for all; ``PRECISIONS`` are those in which it can compute; ``ANY_MEMBERS`` says whether one build takes
+the weights of any members.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from ensemble.errors import ModelError
 from ensemble.members import Members
 
 # Recorded where it runs, so there is nothing to keep.
+DEVICE = "cuda"
+PRECISIONS = ("float32",)
+ANY_MEMBERS = False
 SUFFIXES: tuple[str, ...] = ()
 _WARM_UPS = 3
 

@@ -21,7 +21,10 @@ from ensemble.backends.tracing import trace
 from ensemble.errors import ModelError
 from ensemble.members import Members
 
+DEVICE = ""
 SUFFIXES = (".pt2",)
+PRECISIONS = ("float32",)
+ANY_MEMBERS = True
 
 
 def missing(device: torch.device) -> str:

@@ -31,7 +31,11 @@ from ensemble.memory import available, human
 from ensemble.structured import LEFT
 
 aten = torch.ops.aten
+DEVICE = "cpu"
 SUFFIXES = (".xml", ".bin")
+PRECISIONS = ("float32", "bfloat16")
+# Weights are in it: members that it was not made for need another one.
+ANY_MEMBERS = False
 _DTYPES = {"float32", "int64", "int32", "int16", "int8", "uint8", "bool"}
 _GROWING = {
     aten.mul.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.prod.default,
@@ -55,7 +59,8 @@ def openvino() -> ModuleType:
     """The library, without its telemetry: importing it would already send an event."""
     name = "openvino_telemetry"
     before = sys.modules.get(name)
-    # An import of it then fails as if it were not installed, which OpenVINO provides for.
+    # An import of it then fails as if it were not installed, which OpenVINO provides for. Python means None to stand
+    # here, though the annotation does not.
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         ov = importlib.import_module("openvino")
