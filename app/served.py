@@ -16,7 +16,7 @@ import ensemble
 from app.batching import Arrays, Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest, Unavailable
 from app.planning import PLAIN, Planning, Progress, batch_sizes, make_plan
-from app.protocol import TensorSpec
+from app.protocol import Question, TensorSpec
 
 _DATATYPES = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
@@ -117,10 +117,12 @@ class Served:
             BadRequest: the model cannot be evaluated on these values.
             OutOfMemory: there is not enough memory for so many rows at once.
         """
+        question = call.question or Question()
+        assert isinstance(question, Question)
         tensors = {spec.name: to_tensor(call.inputs[spec.name]) for spec in self.inputs}
         try:
             found = self.ensemble.predict(
-                tensors, statistics=list(call.outputs), members=call.members, tolerance=call.tolerance
+                tensors, statistics=list(call.outputs), members=question.members, tolerance=question.tolerance
             )
             flat = found.flat()
             arrays = {name: flat[name].cpu().numpy() for name in call.outputs}
@@ -137,7 +139,7 @@ class Served:
                 "the model cannot be evaluated on these values, although it can on its example; an index beyond the "
                 "model's table is a usual reason"
             ) from error
-        members = call.members if found.counts is None else found.counts.numpy()
+        members = question.members if found.counts is None else found.counts.numpy()
         return Outcome(arrays, members, non_finite_rows(arrays))
 
     def _example_works(self) -> bool:

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -134,12 +135,15 @@ class Service:
         if not self.alive:
             self.metrics.refused(model, "stuck")
             raise Unavailable(_STUCK)
-        options, count = request.options, len(model.ensemble)
+        options, question, count = request.options, request.options.question, len(model.ensemble)
         outputs = tuple(output.name for output in request.outputs)
-        if options.members is not None and not 1 <= options.members <= count:
-            raise BadRequest(f"members must be between 1 and {count}, however: {options.members}")
-        if options.tolerance is not None:
-            _check_tolerance(model, outputs, options.tolerance)
+        if question.members is not None and not 1 <= question.members <= count:
+            raise BadRequest(f"members must be between 1 and {count}, however: {question.members}")
+        if question.tolerance is not None:
+            _check_tolerance(model, outputs, question.tolerance)
+        if question.members == count:
+            # Who asks for all of them shares calls with those who do not say.
+            question = replace(question, members=None)
         timeout = self.settings.default_timeout if options.timeout is None else options.timeout
         received = time.perf_counter() if arrived is None else arrived
         return await self.batcher.submit(
@@ -147,9 +151,7 @@ class Service:
             request.inputs,
             outputs,
             request.rows,
-            # Who asks for all of them shares calls with those who do not say.
-            members=None if options.members == count else options.members,
-            tolerance=options.tolerance,
+            question=question,
             priority=options.priority,
             deadline=math.inf if timeout is None else received + timeout,
         )

@@ -1,9 +1,8 @@
 """Merges waiting requests into calls, and sees to it that each gets exactly one answer.
 
 Requests that can share a call wait in one bucket: those of the same served model, with inputs of the same dtype and
-shape of a row, that ask for the same number of members and the same tolerance (a call evaluates one number of members
-for all its rows, or stops by one tolerance). Which outputs they ask for makes no difference. Rows are counted, not
-requests.
+shape of a row, that ask the same question (a call evaluates one number of members for all its rows, say, or stops by
+one tolerance). Which outputs they ask for makes no difference. Rows are counted, not requests.
 
 An idle engine is given a request at once. While a call runs, the next one is put together (:mod:`app.batching.turn`)
 from the bucket whose first request stands first in line (:mod:`app.batching.line`), and others join it until the
@@ -20,7 +19,7 @@ import contextvars
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from typing import Any
 
 from app.batching.contract import Answer, Arrays, Call, Observer, Outcome, Reason, Target
@@ -112,8 +111,8 @@ class Batcher:
         outputs: Collection[str],
         rows: int,
         *,
-        members: int | None = None,
-        tolerance: float | None = None,
+        question: Hashable = None,
+        own: Any = None,
         priority: int = 0,
         deadline: float = math.inf,
     ) -> Answer:
@@ -124,7 +123,8 @@ class Batcher:
             inputs: arrays by name, each with ``rows`` rows; not to be changed until the answer is there.
             outputs: names of what to answer.
             rows: how many, at least one.
-            members, tolerance: as in :class:`Call`.
+            question: as in :class:`Call`.
+            own: what belongs to this request alone. Requests that have something share no call with those that do not.
             priority: greater is more urgent: each step counts as having come a second earlier.
             deadline: when the answer is of no use any more, by ``time.perf_counter``.
 
@@ -134,7 +134,7 @@ class Batcher:
             DeadlineExceeded: its deadline came first.
             Exception: what the call raised.
         """
-        job = self._admitted(target, inputs, outputs, rows, members, tolerance, priority, deadline)
+        job = self._admitted(target, inputs, outputs, rows, question, own, priority, deadline)
         self._unanswered += 1
         try:
             self._ledger.enter(job)
@@ -156,8 +156,8 @@ class Batcher:
         inputs: Arrays,
         outputs: Collection[str],
         rows: int,
-        members: int | None,
-        tolerance: float | None,
+        question: Hashable,
+        own: Any,
         priority: int,
         deadline: float,
     ) -> Job:
@@ -180,13 +180,13 @@ class Batcher:
         shapes = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(inputs.items()))
         loop = asyncio.get_running_loop()
         job = Job(
-            (id(target), shapes, members, tolerance),
+            (id(target), shapes, question, own is None),
             target,
             inputs,
             outputs,
             rows,
-            members,
-            tolerance,
+            question,
+            own,
             self._ledger.pace(target),
             loop.create_future(),
             priority,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -39,16 +39,17 @@ class Call:
         inputs: arrays by name, each with ``rows`` rows.
         outputs: every output that one of the requests asked for.
         rows: how many.
-        members: use only the first so many; all by default.
-        tolerance: members may stop once the standard error of the mean is at most this, each row by itself.
+        question: how it is to be answered, the same for all of its requests. The batcher only compares it.
+        owners: what belongs to each request alone, with how many of the rows are its own, in the order of the rows.
+            Empty where no request has anything.
     """
 
     target: Any
     inputs: Arrays
     outputs: Collection[str]
     rows: int
-    members: int | None = None
-    tolerance: float | None = None
+    question: Hashable = None
+    owners: tuple[tuple[Any, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Job:
 
     Attributes:
         key: of the requests that can share its calls.
-        target, inputs, outputs, rows, members, tolerance: what it asks.
+        target, inputs, outputs, rows, question: what it asks.
+        own: what belongs to it alone, None for nothing.
         pace: of its target.
         answer: what it waits for.
         priority: greater is more urgent.
@@ -63,8 +64,8 @@ class Job:
     inputs: Arrays
     outputs: Collection[str]
     rows: int
-    members: int | None
-    tolerance: float | None
+    question: Hashable
+    own: Any
     pace: Pace
     answer: asyncio.Future[Answer]
     priority: int

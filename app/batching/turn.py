@@ -99,7 +99,8 @@ class Turn:
         rows = sum(piece.rows for piece in live)
         outputs = dict.fromkeys(name for piece in live for name in piece.job.outputs)
         try:
-            call = Call(job.target, self._inputs(live, rows), tuple(outputs), rows, job.members, job.tolerance)
+            owners = tuple((piece.job.own, piece.rows) for piece in live) if job.own is not None else ()
+            call = Call(job.target, self._inputs(live, rows), tuple(outputs), rows, job.question, owners)
             outcome = make(call)
             for name in outputs:
                 if len(outcome.arrays[name]) != rows:

@@ -23,7 +23,7 @@ from app.protocol.options import (
     parse_timeout,
 )
 from app.protocol.plain import decode_predict, encode_predict
-from app.protocol.request import InferRequest, Options, RequestedOutput
+from app.protocol.request import InferRequest, Options, Question, RequestedOutput
 from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, array_to_json
 from app.protocol.v2 import HEADER_LENGTH, EncodedResponse, decode_infer, encode_infer, parse_header_length
 
@@ -38,6 +38,7 @@ __all__ = [
     "EncodedResponse",
     "InferRequest",
     "Options",
+    "Question",
     "RequestedOutput",
     "TensorSpec",
     "array_from_bytes",

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.errors import BadRequest
-from app.protocol.request import Options
+from app.protocol.request import Options, Question
 from app.protocol.wording import describe, listing, quote
 
 __all__ = [
@@ -120,8 +120,10 @@ def _options(
     timeouts = [seconds for seconds in (own_timeout, header_timeout) if seconds is not None]
     level = _whole(parameters, "priority", 0, PRIORITIES, "a whole number")
     return Options(
-        members=_whole(parameters, "members", 1, most_members, "a whole number"),
-        tolerance=_positive(parameters, "tolerance", math.inf),
+        Question(
+            members=_whole(parameters, "members", 1, most_members, "a whole number"),
+            tolerance=_positive(parameters, "tolerance", math.inf),
+        ),
         timeout=min(timeouts, default=None),
         priority=DEFAULT_PRIORITY - level if level else 0,
     )

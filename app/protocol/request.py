@@ -19,6 +19,7 @@ from app.protocol.wording import describe, listing, quote
 __all__ = [
     "InferRequest",
     "Options",
+    "Question",
     "RequestedOutput",
     "check_output_name",
     "common_rows",
@@ -39,18 +40,33 @@ class RequestedOutput:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a request wants to be answered.
+class Question:
+    """How a model is to be evaluated. Requests with equal questions can share a call.
 
     Attributes:
-        members: use only the first so many members.
-        tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this.
-        timeout: seconds from the request's arrival after which the answer is of no use any more.
-        priority: greater is more urgent; from -4 to 4.
+        members: use only the first so many members; all by default.
+        tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this, each row alone.
+        confidence_level: of intervals and sets, between 0 and 1; the model's own by default.
+        levels: of quantiles, ascending, between 0 and 1; the library's default ones by default.
     """
 
     members: int | None = None
     tolerance: float | None = None
+    confidence_level: float | None = None
+    levels: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a request wants to be answered.
+
+    Attributes:
+        question: how the model is to be evaluated.
+        timeout: seconds from the request's arrival after which the answer is of no use any more.
+        priority: greater is more urgent; from -4 to 4.
+    """
+
+    question: Question = Question()
     timeout: float | None = None
     priority: int = 0
 

@@ -8,6 +8,7 @@ import torch
 
 from app.batching import Call, OutOfMemory
 from app.errors import BadRequest, Unavailable
+from app.protocol import Question
 from app.served import few_digits, load, to_array, to_tensor, wrap
 from tests.app.support import assert_same, expected, rows_of
 
@@ -99,13 +100,13 @@ def test_a_call_says_which_rows_are_no_numbers_and_how_many_members_were_evaluat
     inputs = rows_of("pair", 3)
     inputs["features"][1, 0] = np.nan
     names = ("policy.mean", "value.mean")
-    outcome = pair[0].compute(Call(pair[0], inputs, names, 3, members=2))
+    outcome = pair[0].compute(Call(pair[0], inputs, names, 3, Question(members=2)))
     assert outcome.members == 2
     assert {name: rows.tolist() for name, rows in outcome.non_finite.items()} == {
         "policy.mean": [False, True, False],
         "value.mean": [False, True, False],
     }
-    outcome = pair[0].compute(Call(pair[0], rows_of("pair", 3), names, 3, tolerance=1e-9))
+    outcome = pair[0].compute(Call(pair[0], rows_of("pair", 3), names, 3, Question(tolerance=1e-9)))
     assert outcome.members.tolist() == [6, 6, 6]
     assert not outcome.non_finite
     assert_same(outcome.arrays, expected(loaded["pair"], rows_of("pair", 3), names))

@@ -13,7 +13,7 @@ import torch
 
 from app.engine import DeviceError
 from app.errors import BadRequest, DeadlineExceeded, TooManyRequests, Unavailable
-from app.protocol import InferRequest, Options, RequestedOutput
+from app.protocol import InferRequest, Options, Question, RequestedOutput
 from app.repository import RepositoryError
 from app.service import Service
 from app.settings import Settings
@@ -75,17 +75,17 @@ def test_a_full_queue_is_counted(models):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (Options(members=0), "members must be between 1 and 6, however: 0"),
-        (Options(members=7), "members must be between 1 and 6, however: 7"),
-        (Options(tolerance=0.0), "tolerance must be a number above 0, however: 0"),
-        (Options(tolerance=float("nan")), "tolerance must be a number above 0, however: nan"),
+        (Options(Question(members=0)), "members must be between 1 and 6, however: 0"),
+        (Options(Question(members=7)), "members must be between 1 and 6, however: 7"),
+        (Options(Question(tolerance=0.0)), "tolerance must be a number above 0, however: 0"),
+        (Options(Question(tolerance=float("nan"))), "tolerance must be a number above 0, however: nan"),
     ],
 )
 def test_options_that_the_model_cannot_meet_are_the_clients_fault(models, options, text):
     async def work(service, model):
         with pytest.raises(BadRequest, match=text):
             await service.answer(model, replace(asked(1), options=options))
-        ragged = replace(asked(1, 0, "mean", "members"), options=Options(tolerance=0.1))
+        ragged = replace(asked(1, 0, "mean", "members"), options=Options(Question(tolerance=0.1)))
         with pytest.raises(BadRequest, match=r"output 'members' cannot be asked for with a tolerance"):
             await service.answer(model, ragged)
 
@@ -94,7 +94,12 @@ def test_options_that_the_model_cannot_meet_are_the_clients_fault(models, option
 
 def test_requests_for_all_members_share_calls_with_those_that_do_not_say(models, loaded):
     async def work(service, model):
-        options = [Options(), Options(members=6), Options(members=2), Options(tolerance=1e-9)]
+        options = [
+            Options(),
+            Options(Question(members=6)),
+            Options(Question(members=2)),
+            Options(Question(tolerance=1e-9)),
+        ]
         answers = await asyncio.gather(
             *(service.answer(model, replace(asked(1, n), options=o)) for n, o in enumerate(options))
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from app.batching import Answer, Batcher, Call, Outcome, OutOfMemory, non_finite_rows
+from app.protocol import Question
 
 
 class Model:
@@ -44,11 +45,17 @@ class Seen:
         self.reasons.append((target.name, reason))
 
 
+def members_needed(call: Call) -> np.ndarray | int | None:
+    """What a call says that it took: with a tolerance as many as each row's value says."""
+    question = call.question or Question()
+    assert isinstance(question, Question)
+    return call.inputs["x"][:, 0].astype(np.int64) if question.tolerance is not None else question.members
+
+
 class FakeEngine:
     """Runs one call after the other on the event loop. A call is taken when it begins, and ends once `free` is set.
 
-    It doubles and squares; rows that hold -1 fail, and more than `memory` rows do not fit. `members` is what a call
-    with a tolerance says that it needed: as many as each row's value says.
+    It doubles and squares; rows that hold -1 fail, and more than `memory` rows do not fit.
     """
 
     def __init__(self) -> None:
@@ -93,8 +100,7 @@ class FakeEngine:
         with np.errstate(all="ignore"):
             every = {"double": x * 2, "square": x**2, "inverse": 1 / x, "target": np.full(len(x), call.target.name)}
         arrays = {name: every[name] for name in call.outputs}
-        members = x[:, 0].astype(np.int64) if call.tolerance is not None else call.members
-        return Outcome(arrays, members, non_finite_rows(arrays))
+        return Outcome(arrays, members_needed(call), non_finite_rows(arrays))
 
 
 def rows(*values: float, width: int = 1) -> dict[str, np.ndarray]:
@@ -123,9 +129,12 @@ class Bench:
         outputs=("double",),
         width: int = 1,
         timeout: float | None = None,
+        members: int | None = None,
+        tolerance: float | None = None,
         **rest: Any,
     ) -> asyncio.Task[Answer]:
         inputs = rows(*values, width=width)
+        rest["question"] = Question(members, tolerance)
         if timeout is not None:
             rest["deadline"] = time.perf_counter() + timeout
         return asyncio.create_task(self.batcher.submit(self.models[target], inputs, outputs, len(values), **rest))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from app.batching import Answer, Batcher, Call, Outcome, OutOfMemory, non_finite_rows
 from app.engine import Engine
 from app.errors import DeadlineExceeded, TooManyRequests, Unavailable
-from tests.app.batching.bench import Bench, Model, Seen, rows
+from app.protocol import Question
+from tests.app.batching.bench import Bench, Model, Seen, members_needed, rows
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,7 @@ def test_a_thousand_requests_of_all_kinds_on_a_real_thread():
             with np.errstate(divide="ignore"):
                 every = {"double": x * 2, "inverse": 1 / x, "target": np.full(len(x), call.target.name)}
             arrays = {name: every[name] for name in call.outputs}
-            members = x[:, 0].astype(np.int64) if call.tolerance is not None else call.members
-            return Outcome(arrays, members, non_finite_rows(arrays))
+            return Outcome(arrays, members_needed(call), non_finite_rows(arrays))
         finally:
             overlap -= 1
 
@@ -182,8 +182,7 @@ def test_a_thousand_requests_of_all_kinds_on_a_real_thread():
                         rows(*asked.values, width=asked.width),
                         asked.outputs,
                         len(asked.values),
-                        members=asked.members,
-                        tolerance=asked.tolerance,
+                        question=Question(asked.members, asked.tolerance),
                         priority=asked.priority,
                         **deadline,
                     )

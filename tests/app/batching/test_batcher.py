@@ -118,7 +118,7 @@ def test_only_requests_for_one_target_one_shape_and_the_same_members_share_a_cal
         await bench.settle()
         answers = await bench.finish(first, *waiting)
         assert [
-            (c.target.name, r, c.members, c.tolerance)
+            (c.target.name, r, c.question.members, c.question.tolerance)
             for c, r in zip(bench.engine.made, bench.engine.rows, strict=True)
         ][1:] == [
             ("a", [1, 4], None, None),
@@ -130,6 +130,26 @@ def test_only_requests_for_one_target_one_shape_and_the_same_members_share_a_cal
         ]
         assert [a.members for a in answers[1:]] == [None, None, None, None, 3, 6, None, 3, 9]
         assert bench.seen.members == [None, None, None, None, 3, 6, 9]
+
+    asyncio.run(main())
+
+
+def test_a_call_says_which_rows_belong_to_what_each_request_brought():
+    async def main():
+        bench = Bench(max_rows=3)
+        first = await bench.busy()
+        waiting = [bench.ask(1, own="p"), bench.ask(2), bench.ask(3, 4, own="q"), bench.ask(5, 6, 7, 8, own="r")]
+        await bench.settle()
+        answers = await bench.finish(first, *waiting)
+        made = [(rows, call.owners) for call, rows in zip(bench.engine.made, bench.engine.rows, strict=True)]
+        assert made == [
+            ([0], ()),
+            ([1, 3, 4], (("p", 1), ("q", 2))),
+            ([2], ()),
+            ([5, 6, 7], (("r", 3),)),
+            ([8], (("r", 1),)),
+        ]
+        assert [double(answer) for answer in answers[1:]] == [[2], [4], [6, 8], [10, 12, 14, 16]]
 
     asyncio.run(main())
 

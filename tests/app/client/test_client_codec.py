@@ -89,8 +89,8 @@ def test_outputs_and_parameters_are_asked_for():
     for binary in (True, False):
         got = received([[1.0]], takes(x="FP32"), binary=binary, outputs=["std", "mean"], parameters=given)
         assert got.outputs == (RequestedOutput("std", binary), RequestedOutput("mean", binary))
-        assert got.options.members == 3
-        assert got.options.tolerance is None
+        assert got.options.question.members == 3
+        assert got.options.question.tolerance is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from app.protocol import (
     HEADER_LENGTH,
     InferRequest,
     Options,
+    Question,
     RequestedOutput,
     TensorSpec,
     decode_infer,
@@ -53,7 +54,7 @@ def test_what_tritons_client_writes_is_read(sent, names_outputs):
     request = decode_infer(body, specs, ("mean", "std"), ("mean",), length)
     wanted = RequestedOutput("std", False) if names_outputs else RequestedOutput("mean", True)
     assert (request.id, request.outputs) == ("r-1", (wanted,))
-    assert request.options == Options(members=3, timeout=2.0, priority=3)
+    assert request.options == Options(Question(members=3), timeout=2.0, priority=3)
     for name, datatype, array, _ in sent:
         got = request.inputs[name]
         assert (got.dtype, got.shape) == (datatype.dtype, array.shape)

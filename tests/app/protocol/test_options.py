@@ -13,7 +13,7 @@ from app.protocol.options import (
     read_plain_options,
     read_v2_options,
 )
-from app.protocol.request import Options
+from app.protocol.request import Options, Question
 
 BOTH = pytest.mark.parametrize("read", [read_v2_options, read_plain_options])
 
@@ -26,12 +26,12 @@ def test_no_parameters_are_no_wishes(read):
 
 def test_all_that_v2_knows():
     parameters = {"members": 8, "tolerance": 0.01, "timeout": 1_500_000, "priority": 1}
-    assert read_v2_options(parameters, most_members=8) == Options(8, 0.01, 1.5, 4)
+    assert read_v2_options(parameters, most_members=8) == Options(Question(8, 0.01), 1.5, 4)
 
 
 def test_all_that_the_plain_api_knows():
     parameters = {"members": 8, "tolerance": 1, "timeout_seconds": 1.5, "priority": 9}
-    assert read_plain_options(parameters, most_members=8) == Options(8, 1.0, 1.5, -4)
+    assert read_plain_options(parameters, most_members=8) == Options(Question(8, 1.0), 1.5, -4)
 
 
 @BOTH
@@ -155,7 +155,9 @@ def test_any_parameters_are_wishes_that_can_be_met_or_refused(parameters):
         except BadRequest as refused:
             check_words(refused.message)
             continue
-        assert options.members is None or (type(options.members) is int and 1 <= options.members <= 6)
-        assert options.tolerance is None or 0 < options.tolerance < math.inf
+        assert options.question.members is None or (
+            type(options.question.members) is int and 1 <= options.question.members <= 6
+        )
+        assert options.question.tolerance is None or 0 < options.question.tolerance < math.inf
         assert options.timeout is None or 0 < options.timeout <= LONGEST_TIMEOUT
         assert -4 <= options.priority <= 4

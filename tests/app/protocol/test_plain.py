@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from app.errors import BadRequest
 from app.protocol.datatypes import DATATYPES
 from app.protocol.plain import decode_predict, encode_predict
-from app.protocol.request import InferRequest, Options, RequestedOutput
+from app.protocol.request import InferRequest, Options, Question, RequestedOutput
 from app.protocol.tensors import TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 2))
@@ -43,7 +43,7 @@ def test_all_that_one_can_send():
     assert list(request.inputs) == ["x", "mask"]
     assert request.inputs["mask"].tolist() == [True, False]
     assert request.outputs == (RequestedOutput("std"), RequestedOutput("mean"))
-    assert (request.id, request.options, request.rows) == ("a-1", Options(members=8), 2)
+    assert (request.id, request.options, request.rows) == ("a-1", Options(Question(members=8)), 2)
 
 
 def test_one_input_may_be_named():

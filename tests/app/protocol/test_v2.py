@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import BadRequest
 from app.protocol.datatypes import DATATYPES
-from app.protocol.request import Options, RequestedOutput
+from app.protocol.request import Options, Question, RequestedOutput
 from app.protocol.tensors import TensorSpec
 from app.protocol.v2 import HEADER_LENGTH, decode_infer, parse_header_length
 
@@ -61,7 +61,7 @@ def binary_input(spec, array, **parameters):
 def test_a_json_request():
     request = decode(VALID)
     assert request.id == "r-1"
-    assert request.options == Options(members=4, timeout=0.001)
+    assert request.options == Options(Question(members=4), timeout=0.001)
     assert request.outputs == (RequestedOutput("std"), RequestedOutput("mean"))
     assert request.rows == 1
     assert request.inputs["x"].dtype == np.float32

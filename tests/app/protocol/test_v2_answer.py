@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import BadRequest
 from app.protocol.datatypes import DATATYPES
-from app.protocol.request import InferRequest, Options, RequestedOutput
+from app.protocol.request import InferRequest, Options, Question, RequestedOutput
 from app.protocol.tensors import TensorSpec
 from app.protocol.v2 import decode_infer
 from app.protocol.v2_answer import HEADER_LENGTH, encode_infer
@@ -123,7 +123,7 @@ def test_an_answer_read_as_a_request_gives_the_same_arrays(data):
     head = answer.body[:length].replace(b'"outputs"', b'"inputs"')
     specs = [TensorSpec(name, datatypes[name], (-1, *arrays[name].shape[1:])) for name in names]
     again = decode_infer(head + answer.body[length:], specs, ["mean"], ["mean"], len(head))
-    assert (again.id, again.options, again.rows) == ("i", Options(members=3), rows)
+    assert (again.id, again.options, again.rows) == ("i", Options(Question(members=3)), rows)
     assert list(again.inputs) == names
     for name in names:
         assert again.inputs[name].dtype == arrays[name].dtype
