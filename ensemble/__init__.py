@@ -8,6 +8,7 @@ ens.save("models/digits/1")
 """
 
 from ensemble.artifact import load
+from ensemble.calibration import Calibration
 from ensemble.compatibility import compatibility
 from ensemble.construct import perturb, stack
 from ensemble.ensemble import Ensemble
@@ -21,7 +22,7 @@ from ensemble.errors import (
     RecipeError,
     StatisticError,
 )
-from ensemble.perturbation import Perturbation
+from ensemble.perturbation import Learned, Perturbation, Recipe
 from ensemble.perturbation.gaussian import Gaussian
 from ensemble.perturbation.low_rank import LowRank
 from ensemble.perturbation.rank_one import Rank1
@@ -29,17 +30,20 @@ from ensemble.prediction import Prediction
 
 __all__ = [
     "ArtifactError",
+    "Calibration",
     "Ensemble",
     "EnsembledError",
     "ExportError",
     "Gaussian",
     "InputError",
+    "Learned",
     "LowRank",
     "MemoryLimitError",
     "ModelError",
     "Perturbation",
     "Prediction",
     "Rank1",
+    "Recipe",
     "RecipeError",
     "StatisticError",
     "compatibility",

@@ -48,7 +48,9 @@ def first(
         if start == 0 and (not trial.compiled or -(-count // trial.chunk) * trial.chunk < 2 * count):
             return runner(inputs, count=count)
         chunk = runner.plan.way(rows).eager.chunk
-    some = dataclasses.replace(runner.members, count=count - start, stacked=runner.members.slice(start, count))
+    some = dataclasses.replace(
+        runner.members, count=count - start, stacked=runner.members.slice(start, count), mixture=None
+    )
     return evaluate(runner.program, some, inputs, chunk=chunk)
 
 

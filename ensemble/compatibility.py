@@ -63,6 +63,8 @@ def _dense(ensemble: Ensemble, dimensions: int) -> str:
     recipe = ensemble.origin.recipe
     if recipe is None:
         return "differs between the models"
+    if not ensemble.origin.replayable:
+        return f"{recipe.name} gives every member a weight of its own"
     if recipe.structure((2, 2)) is not None:
         return "a vector, too small to factor"
     advice = "; low_rank or rank1 would need far less" if dimensions > 1 else ""
@@ -72,7 +74,7 @@ def _dense(ensemble: Ensemble, dimensions: int) -> str:
 def _fallbacks(ensemble: Ensemble) -> dict[str, str]:
     """Weights that the recipe would factor and the program does not let it: {name: operation}."""
     recipe, origin = ensemble.origin.recipe, ensemble.origin
-    if recipe is None:
+    if recipe is None or not ensemble.origin.replayable:
         return {}
     _, reasons = factorable(ensemble.program, structures(recipe, origin.reference))
     return reasons

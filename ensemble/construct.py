@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ensemble import members as member_weights
 from ensemble.capture import Captured, capture, close, evaluating
+from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble, Origin
 from ensemble.errors import ModelError, RecipeError
 from ensemble.evaluate import loop
 from ensemble.members import Members, Progress
-from ensemble.perturbation import Perturbation
+from ensemble.perturbation import Learned, Material, Perturbation, Recipe
 from ensemble.program import Program
 from ensemble.tasks import Task, heads
 
@@ -25,10 +26,11 @@ _KEPT_EXAMPLE_ROWS = 4
 
 def perturb(
     model: nn.Module,
-    recipe: Perturbation,
+    recipe: Recipe,
     *,
     members: int,
-    example: Any,
+    example: Any = None,
+    data: Any = None,
     seed: int = 0,
     task: Task = "raw",
     noise_variance: float | None = None,
@@ -45,8 +47,10 @@ def perturb(
         recipe: how members differ from it, such as ``Gaussian(scale=0.02)``.
         members: how many.
         example: what the model is called with: a tensor, a tuple of positional arguments or a dict of named ones.
-            The first dimension of every tensor is the batch.
-        seed: member i is a function of the weights, the recipe, the seed and i alone.
+            The first dimension of every tensor is the batch. The first rows of ``data`` by default.
+        data: what a recipe that learns its members learns from: inputs, given as the example is, or (inputs, targets).
+        seed: member i is a function of the weights, the recipe, the seed and i alone (and of the data, where the
+            recipe learns).
         task: "classification" (the model returns logits, (batch, ..., classes): the last dimension are the classes),
             "regression" (values), "gaussian" (mean and positive variance) or "raw" (anything).
         noise_variance: of a regression's observations, target².
@@ -60,6 +64,7 @@ def perturb(
         ModelError, ExportError: the model cannot be made into an ensemble; the text says why.
         RecipeError: the recipe selects nothing in this model, or numbers are out of range.
         MemoryLimitError: the members do not fit; the text says what would.
+        InputError: data that do not fit the model.
 
     Example:
         >>> ens = perturb(model, Gaussian(scale=0.02), members=256, example=x, task="classification")
@@ -67,24 +72,43 @@ def perturb(
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, however: {type(model).__name__}.")
-    if not isinstance(recipe, Perturbation):
+    if not isinstance(recipe, Recipe):
         raise RecipeError(f"recipe must be one such as Gaussian(scale=0.02), however: {recipe!r}.")
     _check_count(members, seed)
+    if example is None:
+        example = first_rows(data)
     captured = capture(model, example, live=live)
-    heads(task, captured.program.outputs)
+    found = heads(task, captured.program.outputs)
     names = recipe.select(captured.weights, captured.trainable)
     place = torch.device(device) if device is not None else captured.example[0].device
-    drawn = member_weights.draw(
-        recipe,
-        captured.program,
-        captured.weights,
-        names,
-        count=members,
-        seed=seed,
-        device=place,
-        dtype=dtype,
-        progress=progress,
-    )
+    if isinstance(recipe, Learned):
+        head = found[0] if len(found) == 1 else None
+        material = Material(
+            captured.program,
+            captured.weights,
+            tuple(names),
+            members,
+            seed,
+            place,
+            task,
+            noise_variance,
+            None if data is None else Data.of(captured.program, data, task, head),
+            progress,
+        )
+        drawn = recipe.make(material).to(place, dtype)
+    else:
+        assert isinstance(recipe, Perturbation)
+        drawn = member_weights.draw(
+            recipe,
+            captured.program,
+            captured.weights,
+            names,
+            count=members,
+            seed=seed,
+            device=place,
+            dtype=dtype,
+            progress=progress,
+        )
     reference = {name: captured.weights[name].cpu().clone() for name in names}
     program = _placed(captured, drawn, place)
     origin = _origin(captured, recipe, seed, reference)
@@ -156,7 +180,7 @@ def _placed(captured: Captured, members: Members, device: torch.device) -> Progr
     return captured.program if unchanged else captured.program.to(device, dtypes)
 
 
-def _origin(captured: Captured, recipe: Perturbation | None, seed: int, reference: dict[str, Tensor]) -> Origin:
+def _origin(captured: Captured, recipe: Recipe | None, seed: int, reference: dict[str, Tensor]) -> Origin:
     return Origin(
         recipe=recipe,
         seed=seed,

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ensemble.adaptive import evaluate_until, first
+from ensemble.calibration.state import Calibration
 from ensemble.errors import InputError, ModelError
 from ensemble.evaluate import loop
 from ensemble.members import Members
 from ensemble.memory import human
 from ensemble.outputs import Outputs
-from ensemble.perturbation import Perturbation
+from ensemble.perturbation import Perturbation, Recipe
 from ensemble.planned import Planned
 from ensemble.prediction import Prediction
 from ensemble.program import Program, plain
@@ -39,12 +40,17 @@ class Origin:
         example: a few rows of the example that the model was captured with, flat.
     """
 
-    recipe: Perturbation | None
+    recipe: Recipe | None
     seed: int
     reference: dict[str, Tensor]
     unused: dict[str, Tensor]
     state_names: tuple[str, ...]
     example: list[Tensor]
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the members are drawn again from recipe and seed, and need not be kept themselves."""
+        return isinstance(self.recipe, Perturbation)
 
 
 class Ensemble(Planned):
@@ -56,6 +62,8 @@ class Ensemble(Planned):
         task: what the outputs mean.
         noise_variance: of a regression, target²; None if it is not known.
         metadata: free JSON values: class names, units, a description.
+        calibration: what was fitted on data; None if nothing was.
+        report: what fitting found, as free JSON values; None if nothing was fitted.
         origin: recipe, seed, reference weights.
     """
 
@@ -68,6 +76,8 @@ class Ensemble(Planned):
         task: Task = "raw",
         noise_variance: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         self.program = program
         self.members = members
@@ -78,6 +88,10 @@ class Ensemble(Planned):
             raise ModelError(f"noise_variance is for regression and must be ≥ 0, however: {noise_variance} ({task}).")
         self.noise_variance = noise_variance
         self.metadata = dict(metadata or {})
+        if calibration is not None and len(self._outputs.heads) > 1:
+            raise ModelError("A model with several outputs cannot be calibrated; make an ensemble for each of them.")
+        self.calibration = calibration
+        self.report = None if report is None else dict(report)
         self._runner = Runner(program, members)
 
     def __len__(self) -> int:
@@ -294,6 +308,8 @@ class Ensemble(Planned):
             task=self.task,
             noise_variance=self.noise_variance,
             metadata=self.metadata,
+            calibration=self.calibration,
+            report=self.report,
         )
         if dtype is not None and dtype != self.dtype:
             moved.try_one()

@@ -15,7 +15,8 @@ from torch import Tensor
 from ensemble import graph as graphs
 from ensemble.construct import MAX_MEMBERS
 from ensemble.errors import ArtifactError, EnsembledError
-from ensemble.perturbation import Perturbation, recipes
+from ensemble.perturbation import Recipe, recipes
+from ensemble.perturbation.factors import Shape
 from ensemble.program import Program, Signature, TensorSpec
 from ensemble.structure import Arguments, Structure
 from ensemble.tasks import TASKS, Task
@@ -36,10 +37,12 @@ class Manifest:
         members: N.
         seed: of the members' noise.
         recipe: {"name", "settings"}, or None for separately trained models, whose weights are stored.
-        perturbed: names of the weights that the recipe draws.
-        fingerprint: SHA-256 of the own weights of a few members.
+        perturbed: names of the weights that the recipe selected.
+        factored: of members that are stored themselves, the weights that are so as factors: name -> {"form", "rank"}.
+        fingerprint: SHA-256 of the own weights of a few members; empty where they are stored themselves.
         dtype: of the floating weights in use; "mixed" if they have several, as they are stored.
         noise_variance: of a regression, or None.
+        calibration: what was fitted, but for its tensors; None if nothing was.
         inputs, outputs: {"name", "dtype", "shape"} of each, for people and tools; the graph's own count.
         metadata: free JSON values.
         files: {"sha256", "bytes"} of every other file.
@@ -52,9 +55,11 @@ class Manifest:
     seed: int
     recipe: dict[str, Any] | None
     perturbed: tuple[str, ...]
+    factored: dict[str, dict[str, Any]]
     fingerprint: str
     dtype: str
     noise_variance: float | None
+    calibration: dict[str, Any] | None
     inputs: tuple[dict[str, Any], ...]
     outputs: tuple[dict[str, Any], ...]
     metadata: dict[str, Any]
@@ -71,7 +76,7 @@ class Manifest:
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"metadata must be plain JSON values (text, numbers, lists, dicts): {error}.") from None
 
-    def make_recipe(self) -> Perturbation | None:
+    def make_recipe(self) -> Recipe | None:
         """The recipe itself.
 
         Raises:
@@ -87,8 +92,19 @@ class Manifest:
             )
         try:
             return known.from_settings(self.recipe["settings"])
-        except (EnsembledError, TypeError, ValueError) as error:
+        except (EnsembledError, TypeError, ValueError, RecursionError) as error:
             raise ArtifactError(f"{MANIFEST}: the recipe's settings are wrong: {str(error)[:300]}") from error
+
+    def shapes(self, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Shape]:
+        """The stored factors, of weights of these sizes.
+
+        Raises:
+            ArtifactError: a factored weight that is not there, or is no matrix.
+        """
+        for name in self.factored:
+            if len(sizes.get(name, ())) < 2:
+                raise ArtifactError(f"{MANIFEST}: {name!r} is no weight that has factors. Build the ensemble again.")
+        return {name: Shape(entry["form"], entry["rank"], sizes[name]) for name, entry in self.factored.items()}
 
     @staticmethod
     def from_json(data: Any) -> Manifest:
@@ -104,6 +120,8 @@ class Manifest:
                 f"{MANIFEST} has format version {str(data['format_version'])[:20]!r}; this ensembled reads version "
                 f"{FORMAT_VERSION}. Build the ensemble again, or install the version that wrote it."
             )
+        # What ensembles that were saved before had no need to say.
+        data = {"factored": {}, "calibration": None, **data}
         whole = re.compile(r"[0-9a-f]{64}")
         files = data.get("files")
         checks = {
@@ -118,6 +136,15 @@ class Manifest:
                 and isinstance(data["recipe"].get("settings"), dict)
             ),
             "perturbed": _texts(data.get("perturbed")),
+            "factored": isinstance(data.get("factored"), dict)
+            and all(
+                isinstance(entry, dict)
+                and entry.keys() == {"form", "rank"}
+                and entry["form"] in ("additive", "multiplicative")
+                and _integer(entry["rank"], 1, 2**16)
+                for entry in data["factored"].values()
+            ),
+            "calibration": isinstance(data.get("calibration"), dict | None),
             "fingerprint": isinstance(data.get("fingerprint"), str),
             "dtype": data.get("dtype") == MIXED or _floating(data.get("dtype")),
             "noise_variance": data.get("noise_variance", 0) is None

@@ -34,12 +34,21 @@ class Members:
         stacked: weights that differ, each (N, *shape); of a factored weight its factors, under its name + LEFT and
             its name + RIGHT, while its trained value is shared.
         factored: the factored weights.
+        mixture: weights of the members in the mixture that they are, (N,) float64 on the CPU, ≥ 0 and of sum 1; None
+            if all are equal.
     """
 
     count: int
     shared: dict[str, Tensor]
     stacked: dict[str, Tensor]
     factored: dict[str, Shape] = dataclasses.field(default_factory=dict)
+    mixture: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mixture is not None and not proper_mixture(self.mixture, self.count):
+            raise ModelError(
+                f"The members' weights in the mixture must be {self.count} numbers of at least 0 that sum to 1."
+            )
 
     def slice(self, start: int, stop: int) -> dict[str, Tensor]:
         """The stacked weights of members [start, stop), as views."""
@@ -69,6 +78,7 @@ class Members:
             {name: moved(tensor) for name, tensor in self.shared.items()},
             {name: moved(tensor) for name, tensor in self.stacked.items()},
             self.factored,
+            self.mixture,
         )
 
     @property
@@ -81,6 +91,12 @@ class Members:
     def nbytes(self) -> int:
         """Bytes that the weights of all members take."""
         return sum(t.numel() * t.element_size() for part in (self.shared, self.stacked) for t in part.values())
+
+
+def proper_mixture(weights: Tensor, count: int) -> bool:
+    """Whether these are weights of so many members in a mixture."""
+    fine = weights.shape == (count,) and weights.dtype == torch.float64 and bool((weights >= 0).all())
+    return fine and math.isclose(float(weights.sum()), 1, abs_tol=1e-6)
 
 
 # Called with (members done, members in all) while members are made.
@@ -148,7 +164,7 @@ def draw(
             progress(members.stop, count)
     # Copies, so that training the model further does not change the ensemble.
     shared = {n: w.to(device, kept(n), copy=True) for n, w in weights.items() if n not in stacked}
-    return Members(count, shared, stacked, factored)
+    return Members(count, shared, stacked, factored, recipe.mixture(count))
 
 
 def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device) -> Members:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from ensemble.graph import used_weights
-from ensemble.perturbation.base import Perturbation
+from ensemble.perturbation.base import Recipe
 from ensemble.perturbation.factors import Shape
 from ensemble.program import Program
 
@@ -308,7 +308,7 @@ def factorable(program: Program, wanted: Mapping[str, Shape]) -> tuple[dict[str,
     return {name: shape for name, shape in wanted.items() if name not in dense}, dense
 
 
-def structures(recipe: Perturbation, weights: Mapping[str, Tensor]) -> dict[str, Shape]:
+def structures(recipe: Recipe, weights: Mapping[str, Tensor]) -> dict[str, Shape]:
     """The weights for which a recipe has factors, and of what form."""
     found = {name: recipe.structure(weight.shape) for name, weight in weights.items()}
     return {name: shape for name, shape in found.items() if shape is not None}

@@ -153,7 +153,7 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
         )
 
 
-def _recipe(name: str, settings: dict[str, Any]) -> ensemble.Perturbation:
+def _recipe(name: str, settings: dict[str, Any]) -> ensemble.Recipe:
     try:
         return recipes[name].from_settings(settings)
     except TypeError:

@@ -1,4 +1,9 @@
-"""What every recipe is: settings, and the weights of members [start, stop) as a function of a seed."""
+"""What every recipe is: settings, and a choice of weights.
+
+There are two kinds. A :class:`Perturbation` gives the weights of members [start, stop) as a function of a seed, so that
+only the trained weights and the settings need to be kept. What a :class:`~ensemble.perturbation.learned.Learned` recipe
+makes depends on data, and is kept itself.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +19,20 @@ from ensemble.errors import RecipeError
 from ensemble.perturbation.factors import Factors, Shape
 
 
-class Perturbation(ABC):
+class Recipe(ABC):
     """Base of the recipes. Subclasses are frozen dataclasses and pass their name: ``class X(..., name="x")``.
 
     A subclass without a name is a base of several recipes and no recipe itself.
     """
 
-    known: ClassVar[dict[str, type[Perturbation]]] = {}
+    known: ClassVar[dict[str, type[Recipe]]] = {}
     name: ClassVar[str]
 
     def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         if name is not None:
             cls.name = name
-            Perturbation.known[name] = cls
+            Recipe.known[name] = cls
 
     @abstractmethod
     def select(self, weights: Mapping[str, Tensor], trainable: Collection[str]) -> list[str]:
@@ -40,6 +45,54 @@ class Perturbation(ABC):
         Raises:
             RecipeError: a pattern that matches nothing, or nothing left to perturb.
         """
+
+    def structure(self, shape: Sequence[int]) -> Shape | None:
+        """The form and rank of the factors of a weight of this shape; None for a weight whose members are dense."""
+        return None
+
+    def mixture(self, count: int) -> Tensor | None:
+        """Weights of ``count`` members in the mixture, (count,) float64, ≥ 0 and of sum 1; None if all are equal."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain JSON values; :meth:`from_settings` is the inverse."""
+        return {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        }
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Rebuild a recipe from :meth:`settings`.
+
+        Raises:
+            RecipeError: unknown settings, or values out of range.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(settings) - fields):
+            raise RecipeError(f"The recipe {cls.name!r} has no setting {', '.join(unknown)}; it has {sorted(fields)}.")
+        return cls(**{name: _recipes(value) for name, value in settings.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return {"recipe": value.name, "settings": value.settings()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _recipes(value: Any) -> Any:
+    """A setting as it was, where it is a recipe or a list with some; nothing else is a dict."""
+    if isinstance(value, Mapping):
+        if value.keys() != {"recipe", "settings"} or not isinstance(value["settings"], Mapping):
+            raise RecipeError('A recipe among settings is {"recipe": NAME, "settings": {...}}.')
+        if value["recipe"] not in Recipe.known:
+            raise RecipeError(f"There is no recipe {value['recipe']!r}, only {', '.join(sorted(Recipe.known))}.")
+        return Recipe.known[value["recipe"]].from_settings(value["settings"])
+    return tuple(_recipes(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+class Perturbation(Recipe):
+    """A recipe whose members are a function of the trained weights, a seed and their number."""
 
     @abstractmethod
     def draw(self, name: str, weight: Tensor, seed: int, members: range) -> Tensor:
@@ -57,10 +110,6 @@ class Perturbation(ABC):
             Tensor of shape (len(members), *weight.shape) with the dtype and device of ``weight``.
         """
 
-    def structure(self, shape: Sequence[int]) -> Shape | None:
-        """The form and rank of the factors of a weight of this shape; None for a weight whose members are dense."""
-        return None
-
     def factors(self, name: str, weight: Tensor, seed: int, members: range) -> Factors | None:
         """The same weights as thin factors on the trained value, where the recipe has them in that form.
 
@@ -69,25 +118,6 @@ class Perturbation(ABC):
             :meth:`structure` does.
         """
         return None
-
-    def settings(self) -> dict[str, Any]:
-        """The settings as plain JSON values; :meth:`from_settings` is the inverse."""
-        return {
-            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
-        }
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Rebuild a recipe from :meth:`settings`.
-
-        Raises:
-            RecipeError: unknown settings, or values out of range.
-        """
-        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(settings) - fields):
-            raise RecipeError(f"The recipe {cls.name!r} has no setting {', '.join(unknown)}; it has {sorted(fields)}.")
-        return cls(**settings)
 
 
 def as_patterns(patterns: str | Sequence[str], setting: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ensemble
-from ensemble.perturbation import Perturbation, recipes
+from ensemble.perturbation import Perturbation, Recipe, recipes
 from ensemble.perturbation.base import choose
 from tests.scenarios import mlp
 
@@ -12,8 +12,8 @@ from tests.scenarios import mlp
 @pytest.fixture
 def shifted(monkeypatch):
     """A recipe that someone else wrote."""
-    monkeypatch.setattr(Perturbation, "known", dict(Perturbation.known))
-    monkeypatch.setattr("ensemble.manifest.recipes", Perturbation.known)
+    monkeypatch.setattr(Recipe, "known", dict(Recipe.known))
+    monkeypatch.setattr("ensemble.manifest.recipes", Recipe.known)
 
     @dataclass(frozen=True)
     class Shift(Perturbation, name="shift"):
@@ -30,7 +30,7 @@ def shifted(monkeypatch):
 
 def test_recipes_are_known_by_their_names():
     assert recipes["gaussian"] is ensemble.Gaussian
-    assert Perturbation.known is recipes
+    assert Recipe.known is recipes
 
 
 def test_a_recipe_of_ones_own_is_used_saved_and_loaded(shifted, tmp_path):
@@ -47,7 +47,7 @@ def test_a_recipe_of_ones_own_is_used_saved_and_loaded(shifted, tmp_path):
 def test_an_unknown_recipe_is_named_when_it_is_loaded(shifted, tmp_path, monkeypatch):
     ens = ensemble.perturb(mlp(), shifted(), members=2, example=torch.zeros(1, 6))
     ens.save(tmp_path / "own")
-    monkeypatch.delitem(Perturbation.known, "shift")
+    monkeypatch.delitem(Recipe.known, "shift")
     with pytest.raises(ensemble.ArtifactError, match="names the recipe 'shift', which this version does not know"):
         ensemble.load(tmp_path / "own")
 
