@@ -79,6 +79,7 @@ def perturb(
         example = first_rows(data)
     captured = capture(model, example, live=live)
     found = heads(task, captured.program.outputs)
+    recipe = recipe.settled(captured.program)
     names = recipe.select(captured.weights, captured.trainable)
     place = torch.device(device) if device is not None else captured.example[0].device
     if isinstance(recipe, Learned):

@@ -10,13 +10,16 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
 from ensemble.errors import RecipeError
 from ensemble.perturbation.factors import Factors, Shape
+
+if TYPE_CHECKING:
+    from ensemble.program import Program
 
 
 class Recipe(ABC):
@@ -46,6 +49,19 @@ class Recipe(ABC):
             RecipeError: a pattern that matches nothing, or nothing left to perturb.
         """
 
+    def settled(self, program: Program) -> Self:
+        """The same recipe with what its settings leave open decided for a model, and so for the recipes in it.
+
+        Called before :meth:`select`, so that what is kept with an ensemble says what was done.
+
+        Raises:
+            RecipeError: the recipe does not fit the model; the text says what would.
+        """
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        settled = {name: _settled(value, program) for name, value in fields.items()}
+        changed = {name: value for name, value in settled.items() if value is not fields[name]}
+        return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
+
     def structure(self, shape: Sequence[int]) -> Shape | None:
         """The form and rank of the factors of a weight of this shape; None for a weight whose members are dense."""
         return None
@@ -53,6 +69,15 @@ class Recipe(ABC):
     def mixture(self, count: int) -> Tensor | None:
         """Weights of ``count`` members in the mixture, (count,) float64, ≥ 0 and of sum 1; None if all are equal."""
         return None
+
+    @classmethod
+    def candidates(cls) -> Iterable[Mapping[str, Any]]:
+        """Settings that :func:`ensemble.fit` compares on held-out data, the most telling first.
+
+        Each holds what a recipe needs beyond its defaults; of a recipe that the caller made they replace its own. With
+        none, as here, the recipe is compared as it is given, and not tried where the caller leaves the choice.
+        """
+        return ()
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain JSON values; :meth:`from_settings` is the inverse."""
@@ -72,6 +97,14 @@ class Recipe(ABC):
         if unknown := sorted(set(settings) - fields):
             raise RecipeError(f"The recipe {cls.name!r} has no setting {', '.join(unknown)}; it has {sorted(fields)}.")
         return cls(**{name: _recipes(value) for name, value in settings.items()})
+
+
+def _settled(value: Any, program: Program) -> Any:
+    if isinstance(value, Recipe):
+        return value.settled(program)
+    if isinstance(value, tuple) and any(isinstance(item, Recipe) for item in value):
+        return tuple(_settled(item, program) for item in value)
+    return value
 
 
 def _plain(value: Any) -> Any:
