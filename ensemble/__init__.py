@@ -25,6 +25,7 @@ from ensemble.errors import (
 from ensemble.perturbation import Learned, Perturbation, Recipe
 from ensemble.perturbation.gaussian import Gaussian
 from ensemble.perturbation.low_rank import LowRank
+from ensemble.perturbation.mixture import Mixture
 from ensemble.perturbation.rank_one import Rank1
 from ensemble.prediction import Prediction
 
@@ -39,6 +40,7 @@ __all__ = [
     "Learned",
     "LowRank",
     "MemoryLimitError",
+    "Mixture",
     "ModelError",
     "Perturbation",
     "Prediction",

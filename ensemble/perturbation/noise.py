@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from ensemble.errors import RecipeError
 from ensemble.perturbation.base import Perturbation, as_patterns, choose
 from ensemble.random import root_mean_square, standard_normal
+
+# From coarse to fine, so that a search that is cut short has seen the whole range.
+_SCALES = (0.0, 0.1, 0.05, 0.2, 0.02, 0.4, 0.07, 0.14, 0.03, 0.28, 0.01, 0.56)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Noise(Perturbation):
         object.__setattr__(self, "scale", float(self.scale))
         object.__setattr__(self, "include", as_patterns(self.include, "include"))
         object.__setattr__(self, "exclude", as_patterns(self.exclude, "exclude"))
+
+    @classmethod
+    def candidates(cls) -> Iterable[Mapping[str, Any]]:
+        return [{"scale": scale} for scale in _SCALES]
 
     def select(self, weights: Mapping[str, Tensor], trainable: Collection[str]) -> list[str]:
         floating = [name for name, weight in weights.items() if weight.is_floating_point()]
