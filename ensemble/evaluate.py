@@ -88,19 +88,19 @@ def _vmapped(
 
     many = torch.vmap(one, in_dims=(0, None), randomness="error")
     for start in range(0, total, step):
-        with program.exclusively(), torch.no_grad(), _vmappable():
+        with program.exclusively(), torch.no_grad(), vmappable():
             try:
                 outputs = many(members.slice(start, min(total, start + step)), tuple(inputs))
             except RuntimeError as error:
-                if reason := _reason(error):
-                    raise ModelError(f"{reason} {_EXPORT_IT}" if program.live else reason) from error
+                if refusal := refused(program, error):
+                    raise refusal from error
                 raise
         yield outputs
 
 
 def _looped(program: Program, members: Members, inputs: Sequence[Tensor], total: int) -> Iterator[tuple[Tensor, ...]]:
     for index in range(total):
-        with program.exclusively(), torch.no_grad(), _vmappable():
+        with program.exclusively(), torch.no_grad(), vmappable():
             outputs = program(members.one(index), inputs)
         yield tuple(output.unsqueeze(0) for output in outputs)
 
@@ -115,19 +115,29 @@ def loop(program: Program, members: Members, inputs: Sequence[Tensor], indices: 
     Returns:
         Flat outputs, each (len(indices), batch, ...).
     """
-    with program.exclusively(), torch.no_grad(), _vmappable():
+    with program.exclusively(), torch.no_grad(), vmappable():
         each = [program(members.whole(index), inputs) for index in indices]
     return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
 
 
 def default_chunk(program: Program, members: Members, inputs: Sequence[Tensor]) -> int:
     """How many members to run in one call so that activations stay below a bound."""
-    per_member = program.activation_bytes * inputs[0].shape[0]
-    return max(1, min(members.count, _ACTIVATION_BYTES // max(1, per_member)))
+    return max(1, min(members.count, fitting(program, inputs[0].shape[0])))
+
+
+def fitting(program: Program, rows: int) -> int:
+    """How many members' activations on so many rows stay below a bound; 0 if not even one's do."""
+    return _ACTIVATION_BYTES // max(1, program.activation_bytes * rows)
+
+
+def refused(program: Program, error: RuntimeError) -> ModelError | None:
+    """What to tell of a call that failed because the model cannot run for many members at once; None if it is not."""
+    reason = _reason(error)
+    return ModelError(f"{reason} {_EXPORT_IT}" if program.live else reason) if reason else None
 
 
 @contextlib.contextmanager
-def _vmappable() -> Iterator[None]:
+def vmappable() -> Iterator[None]:
     """Settings of the whole process; the first of several calls that overlap makes them and the last undoes them."""
     global _calls, _fast
     with _settings:

@@ -211,6 +211,35 @@ def retarget(
     return copy
 
 
+def readable_sizes(graph: fx.Graph) -> fx.Graph:
+    """The same graph, to be run: sizes are read from tensors by Python, as ``vmap`` can where a tensor has dimensions
+    that the graph does not see. It cannot be written any more."""
+    copy = _copied(graph)
+    for node in copy.nodes:
+        if node.op == "call_function":
+            node.target = _SIZES.get(node.target, node.target)
+    return copy
+
+
+def _size(tensor: torch.Tensor, dim: int) -> int:
+    return tensor.size(dim)
+
+
+def _stride(tensor: torch.Tensor, dim: int) -> int:
+    return tensor.stride(dim)
+
+
+def _numel(tensor: torch.Tensor) -> int:
+    return tensor.numel()
+
+
+_SIZES: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.sym_size.int: _size,
+    torch.ops.aten.sym_stride.int: _stride,
+    torch.ops.aten.sym_numel.default: _numel,
+}
+
+
 def used_weights(graph: fx.Graph) -> Iterable[str]:
     """Names of the weights that a graph reads, in order, each once."""
     return dict.fromkeys(node.target for node in graph.nodes if node.op == "get_attr")

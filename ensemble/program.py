@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from ensemble.errors import InputError, ModelError
-from ensemble.graph import places, retarget, skeleton
+from ensemble.graph import places, readable_sizes, retarget, skeleton
 from ensemble.structure import Arguments, Structure
 
 Weights = Mapping[str, Tensor]
@@ -102,6 +102,8 @@ class Program:
         self.graph = graph
         # Why vmap refuses it, once that was found out: its members run one after the other.
         self.looped_because = ""
+        # Why vmap refuses it where the inputs differ too, found out likewise: such calls are made one by one.
+        self.apart_because = ""
         # Where the skeleton keeps each weight, and what it keeps there when no call is under way.
         self._places = places(graph) if graph is not None else {name: f"model.{name}" for name in self.weight_names}
         self._empty = dict([*module.named_parameters(), *module.named_buffers()])
@@ -141,6 +143,21 @@ class Program:
         """The same signature with another graph, which reads these weights."""
         signature = dataclasses.replace(self.signature, aliases={})
         return Program(skeleton(graph, dict(empty)), signature, weight_names=empty, graph=graph)
+
+    @functools.cached_property
+    def with_own_inputs(self) -> Program:
+        """The same program, to be called under a ``vmap`` that also runs over inputs.
+
+        Its graph asks tensors for their sizes by operations for which ``vmap`` has no rule.
+        """
+        if self.graph is None:
+            return self
+        return Program(
+            skeleton(readable_sizes(self.graph), self.empty_weights()),
+            self.signature,
+            weight_names=self.weight_names,
+            graph=self.graph,
+        )
 
     @property
     def live(self) -> bool:
