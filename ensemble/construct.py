@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble import members as member_weights
+from ensemble.calibration.state import Calibration
 from ensemble.capture import Captured, capture, close, evaluating
 from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble, Origin
@@ -18,7 +19,7 @@ from ensemble.evaluate import loop
 from ensemble.members import Members, Progress
 from ensemble.perturbation import Learned, Material, Perturbation, Recipe
 from ensemble.program import Program
-from ensemble.tasks import Task, heads
+from ensemble.tasks import Head, Task, heads
 
 MAX_MEMBERS = 1 << 20
 _KEPT_EXAMPLE_ROWS = 4
@@ -78,46 +79,115 @@ def perturb(
     if example is None:
         example = first_rows(data)
     captured = capture(model, example, live=live)
-    found = heads(task, captured.program.outputs)
-    recipe = recipe.settled(captured.program)
-    names = recipe.select(captured.weights, captured.trainable)
+    head = sole_head(task, captured)
     place = torch.device(device) if device is not None else captured.example[0].device
-    if isinstance(recipe, Learned):
-        head = found[0] if len(found) == 1 else None
-        material = Material(
-            captured.program,
-            captured.weights,
-            tuple(names),
-            members,
-            seed,
-            place,
-            task,
-            noise_variance,
-            None if data is None else Data.of(captured.program, data, task, head),
-            progress,
-        )
-        drawn = recipe.make(material).to(place, dtype)
-    else:
-        assert isinstance(recipe, Perturbation)
-        drawn = member_weights.draw(
-            recipe,
-            captured.program,
-            captured.weights,
-            names,
-            count=members,
-            seed=seed,
-            device=place,
-            dtype=dtype,
-            progress=progress,
-        )
-    reference = {name: captured.weights[name].cpu().clone() for name in names}
-    program = _placed(captured, drawn, place)
-    origin = _origin(captured, recipe, seed, reference)
-    made = Ensemble(program, drawn, origin, task=task, noise_variance=noise_variance, metadata=metadata)
+    recipe, drawn = make_members(
+        captured,
+        recipe,
+        count=members,
+        seed=seed,
+        device=place,
+        dtype=dtype,
+        task=task,
+        noise_variance=noise_variance,
+        data=Data.of(captured.program, data, task, head) if isinstance(recipe, Learned) and data is not None else None,
+        progress=progress,
+    )
+    made = assemble(
+        captured, recipe, drawn, seed=seed, device=place, task=task, noise_variance=noise_variance, metadata=metadata
+    )
     if live or dtype is not None:
         made.try_one()
     made.check_variances()
     return made
+
+
+def sole_head(task: Task, captured: Captured) -> Head | None:
+    """What a model predicts, where that is one thing; None where it makes several predictions.
+
+    Raises:
+        ModelError: the outputs do not fit the task.
+    """
+    found = heads(task, captured.program.outputs)
+    return found[0] if len(found) == 1 else None
+
+
+def make_members(
+    captured: Captured,
+    recipe: Recipe,
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    task: Task = "raw",
+    noise_variance: float | None = None,
+    data: Data | None = None,
+    progress: Progress | None = None,
+) -> tuple[Recipe, Members]:
+    """Members of a model that is captured already, and the recipe as it was settled for it.
+
+    Raises:
+        As :func:`perturb`.
+    """
+    recipe = recipe.settled(captured.program)
+    names = recipe.select(captured.weights, captured.trainable)
+    if isinstance(recipe, Learned):
+        material = Material(
+            captured.program,
+            captured.weights,
+            tuple(names),
+            count,
+            seed,
+            device,
+            task,
+            noise_variance,
+            data,
+            progress,
+        )
+        return recipe, recipe.make(material).to(device, dtype)
+    assert isinstance(recipe, Perturbation)
+    return recipe, member_weights.draw(
+        recipe,
+        captured.program,
+        captured.weights,
+        names,
+        count=count,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+
+
+def assemble(
+    captured: Captured,
+    recipe: Recipe,
+    drawn: Members,
+    *,
+    seed: int,
+    device: torch.device,
+    task: Task,
+    noise_variance: float | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
+    report: Mapping[str, Any] | None = None,
+) -> Ensemble:
+    """An ensemble of members that :func:`make_members` gave."""
+    names = recipe.select(captured.weights, captured.trainable)
+    reference = {name: captured.weights[name].cpu().clone() for name in names}
+    program = _placed(captured, drawn, device)
+    origin = _origin(captured, recipe, seed, reference)
+    return Ensemble(
+        program,
+        drawn,
+        origin,
+        task=task,
+        noise_variance=noise_variance,
+        metadata=metadata,
+        calibration=calibration,
+        report=report,
+    )
 
 
 def stack(
