@@ -9,8 +9,8 @@ be right, and never holds a path, a stack trace or the text of another exception
       BadRequest 400            Unauthorized 401          Forbidden 403
       NotFound 404              MethodNotAllowed 405
       RequestTimeout 408        PayloadTooLarge 413       UnsupportedMediaType 415
-      TooManyRequests 429       ClientGone 499            InternalError 500
-      Unavailable 503           DeadlineExceeded 504
+      Misdirected 421           TooManyRequests 429       ClientGone 499
+      InternalError 500         Unavailable 503           DeadlineExceeded 504
 """
 
 # ruff: noqa: N818 - a name says what went wrong, in HTTP's own words; the base class says that it is an error.
@@ -26,6 +26,7 @@ __all__ = [
     "Forbidden",
     "InternalError",
     "MethodNotAllowed",
+    "Misdirected",
     "NotFound",
     "PayloadTooLarge",
     "RequestTimeout",
@@ -117,6 +118,13 @@ class UnsupportedMediaType(ServiceError):
 
     status = 415
     code = "unsupported_media_type"
+
+
+class Misdirected(ServiceError):
+    """The request is for a host that this service is not."""
+
+    status = 421
+    code = "misdirected"
 
 
 class TooManyRequests(ServiceError):

@@ -28,7 +28,7 @@ from app import tracing
 from app.connection import Limits, connections_within
 from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.keys import Keys, keys_of
-from app.middleware import Authentication, BodyLimit, Compression, Inflation, Observation
+from app.middleware import Authentication, BodyLimit, Compression, Hosts, Inflation, Observation
 from app.middleware.answer import error_response
 from app.open_files import allow_open_files
 from app.openapi import document
@@ -132,6 +132,7 @@ def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracin
     app.add_middleware(Inflation, limit=service.settings.max_inflated_body)
     app.add_middleware(BodyLimit, limit=service.settings.max_body, seconds=service.settings.body_timeout)
     app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(Hosts, allowed=service.settings.host_names)
     app.add_middleware(Observation, metrics=service.metrics, tracing=traces)
 
 

@@ -53,6 +53,11 @@ class Settings(BaseModel):
     allow_public: bool = Field(
         False, description="permit listening on an address that others can reach, although no key guards it"
     )
+    allowed_hosts: str | None = Field(
+        None, description="names that requests may come under (their Host header), joined by commas, such as "
+        "models.example.com,*.internal; by default any where a key is set or others can reach the service, else "
+        "those of this machine",
+    )  # fmt: skip
     api_key: SecretStr | None = Field(
         None, description="key that every request but health needs; `ensembled key` makes one"
     )
@@ -191,14 +196,27 @@ class Settings(BaseModel):
         """Whether requests need a key."""
         return self.api_key is not None or self.api_keys_file is not None
 
-    @model_validator(mode="after")
-    def _public_only_on_purpose(self) -> Settings:
+    @property
+    def listens_on(self) -> frozenset[str]:
+        """Every address that it listens on."""
         hosts = {self.host}
         if self.management_port is not None:
             hosts.add(self.management_host or self.host)
         if self.metrics and self.metrics_port is not None:
             hosts.add(self.metrics_host or self.host)
-        public = sorted(host for host in hosts if not is_loopback(host))
+        return frozenset(hosts)
+
+    @property
+    def host_names(self) -> tuple[str, ...] | None:
+        """Names beside this machine's own that requests may come under; None for any."""
+        if self.allowed_hosts is not None:
+            return tuple(name.strip() for name in self.allowed_hosts.split(",") if name.strip())
+        # A page in a browser cannot know a key, and beyond this machine names are for what stands in front.
+        return None if self.has_key or not all(map(is_loopback, self.listens_on)) else ()
+
+    @model_validator(mode="after")
+    def _public_only_on_purpose(self) -> Settings:
+        public = sorted(host for host in self.listens_on if not is_loopback(host))
         if public and not self.has_key and not self.allow_public:
             raise ValueError(
                 f"host {public[0]!r} can be reached from other machines and no key guards the service; set "

@@ -41,7 +41,7 @@ def test_its_commands_make_keys_that_open_the_service(saved, tmp_path, monkeypat
 
     async def statuses(path: str, *headers: dict[str, str]) -> list[int]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return [(await client.get(path, headers=each)).status_code for each in headers]
 
     async def main():

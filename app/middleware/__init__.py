@@ -3,7 +3,8 @@
 from app.middleware.authentication import Authentication
 from app.middleware.body_limit import BodyLimit
 from app.middleware.compression import Compression
+from app.middleware.hosts import Hosts
 from app.middleware.inflation import Inflation
 from app.middleware.observation import Observation
 
-__all__ = ["Authentication", "BodyLimit", "Compression", "Inflation", "Observation"]
+__all__ = ["Authentication", "BodyLimit", "Compression", "Hosts", "Inflation", "Observation"]

@@ -62,7 +62,7 @@ def running() -> Running:
             if wait:
                 await app.state.service._loading
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 client.service = app.state.service
                 yield client
 

@@ -44,7 +44,7 @@ def test_the_header_of_a_binary_answer_means_the_plain_body(service, loaded, cod
     inputs = rows_of("classes", 700)
     body = json.dumps({**v2_body(inputs, ["mean", "label"]), "parameters": {"binary_data_output": True}}).encode()
     status, headers, packed = service.raw(
-        b"POST /v2/models/classes/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\naccept-encoding: %s\r\n"
+        b"POST /v2/models/classes/infer HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\naccept-encoding: %s\r\n"
         b"content-length: %d\r\n\r\n" % (coding.encode(), len(body)) + body
     )
     assert (status, headers["content-encoding"], headers["vary"]) == (200, coding, "Accept-Encoding")
@@ -118,7 +118,7 @@ def test_a_request_in_chunks_is_inflated_as_it_comes(service, loaded):
     packed = gzip.compress(json.dumps(plain_body(inputs)).encode())
     with service.connection() as connected:
         connected.sendall(
-            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
+            b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         for byte in packed:
             connected.sendall(b"1\r\n%c\r\n" % byte)

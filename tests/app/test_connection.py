@@ -8,7 +8,7 @@ import uvicorn
 
 from app.connection import Limits, connections_within
 
-REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 async def answers(scope, receive, send):

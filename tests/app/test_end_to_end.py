@@ -233,7 +233,9 @@ def test_readiness_while_loading_and_with_a_broken_model_and_a_stop_in_the_middl
         # A request that was accepted waits for the thread; the stop frees it.
         with server.connection() as waits:
             content = json.dumps(body).encode()
-            waits.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
+            waits.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(content) + content
+            )
             # What came before these on other connections was read before them.
             for _ in range(3):
                 assert server.get("/v2/health/live").status_code == 200
@@ -337,7 +339,7 @@ def test_a_stop_while_a_call_is_compiled_is_prompt(models, tmp_path):
 
 def test_a_body_that_does_not_come_is_answered_and_does_not_hold_the_stop(models, tmp_path):
     shutil.copytree(models / "house", tmp_path / "models" / "house")
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     with serving(tmp_path / "log", "--models", tmp_path / "models", "--body-timeout", 0.5) as server:
         server.wait_ready()
         status, _, body = server.raw(head)

@@ -13,6 +13,7 @@ PLAIN = {
     errors.RequestTimeout: (408, "request_timeout"),
     errors.PayloadTooLarge: (413, "payload_too_large"),
     errors.UnsupportedMediaType: (415, "unsupported_media_type"),
+    errors.Misdirected: (421, "misdirected"),
     errors.TooManyRequests: (429, "too_many_requests"),
     errors.ClientGone: (499, "client_gone"),
     errors.InternalError: (500, "internal_error"),

@@ -56,7 +56,7 @@ def no_secrets(text: str) -> None:
 )
 def test_a_path_that_leads_nowhere_is_404_and_tells_nothing(service, path):
     for method in ("GET", "POST"):
-        head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
         status, headers, body = service.raw(head + BODY)
         assert status in (404, 405)
         assert headers["content-type"] == "application/json"
@@ -94,14 +94,14 @@ def test_home_leads_to_the_documentation(client):
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate, gzip", "nonsense\x07"])
 def test_a_coding_that_is_not_read_is_refused(service, encoding):
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(BODY)}\r\n\r\n"
-    status, _, body = service.raw(head.encode() + BODY)
+    head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(BODY)}"
+    status, _, body = service.raw(f"{head}\r\n\r\n".encode() + BODY)
     assert status == (400 if "\x07" in encoding else 415)
     assert "error" in json.loads(body)
 
 
 def test_a_body_that_is_announced_too_large_is_refused_unread(service):
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1048577\r\n\r\n"
     status, _, body = service.raw(head)
     assert status == 413
     assert json.loads(body) == {"error": "the body may have 1048576 bytes at most; send fewer rows at a time"}
@@ -119,7 +119,7 @@ def test_a_body_that_grows_too_large_is_refused_and_not_held(service, client, lo
         assert client.post("/predict", content=b" " * 2**20).status_code == 400
     before = memory(service.process.pid)
     piece = b"%x\r\n%s\r\n" % (2**20, b" " * 2**20)
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     status, _, body = service.raw(head, *[piece] * 64, b"0\r\n\r\n")
     assert status == 413
     assert "at most" in json.loads(body)["error"]
@@ -130,7 +130,7 @@ def test_a_body_that_grows_too_large_is_refused_and_not_held(service, client, lo
 
 def test_a_body_in_pieces_is_put_together(service, loaded):
     pieces = [b"%x\r\n%s\r\n" % (len(BODY[i : i + 50]), BODY[i : i + 50]) for i in range(0, len(BODY), 50)]
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     status, _, body = service.raw(head, *pieces, b"0\r\n\r\n")
     assert status == 200
     assert_same(json.loads(body)["outputs"], expected(loaded["classes"], rows_of("classes", 2)))
@@ -139,9 +139,11 @@ def test_a_body_in_pieces_is_put_together(service, loaded):
 def test_a_client_that_goes_in_the_middle_harms_nobody(service, client):
     for _ in range(5):
         with service.connection() as connected:
-            connected.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            connected.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
         with service.connection() as connected:
-            connected.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY)
+            connected.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+            )
     assert client.post("/predict", content=BODY).status_code == 200
 
 
@@ -238,7 +240,7 @@ def test_all_ports_share_one_service_and_one_set_of_keys(models, tmp_path):
     async def main():
         for asked, path in ((app, "/v2"), (port.app, "/metrics")):
             transport = httpx.ASGITransport(asked)
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 assert (await client.get(path)).status_code == 401
                 assert (await client.get(path, headers={"X-API-Key": key})).status_code == 200
 

@@ -27,6 +27,7 @@ VALUES = {
     "host": [("127.0.0.2", "127.0.0.2"), ("::1", "::1"), ("localhost", "localhost")],
     "port": [("1", 1), ("0", 0), ("65535", 65535)],
     "allow_public": [("true", True), ("0", False), ("yes", True)],
+    "allowed_hosts": [("a.example", "a.example"), ("*.b,c", "*.b,c"), ("d", "d")],
     "api_key": [
         ("a" + LONG, SecretStr("a" + LONG)),
         ("b" + LONG, SecretStr("b" + LONG)),

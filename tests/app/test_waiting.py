@@ -112,7 +112,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_counts_as_gone(held):
 
     before = gone()
     with held.server.connection() as connected:
-        connected.sendall(b"POST /v1/models/house/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        connected.sendall(b"POST /v1/models/house/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{")
         until(lambda: held.server.metric("ensembled_requests_in_progress") > 1, "its head was read")
     until(lambda: gone() == before + 1, "it is counted")
 
@@ -121,7 +121,7 @@ def test_a_client_that_has_gone_is_not_computed_for(held):
     calls, rows = held.counts("house")
     gone = held.rejected("gone")
     body = json.dumps(plain_body(rows_of("house", 5))).encode()
-    head = b"POST /v1/models/house/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/models/house/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     with held.held() as first:
         with held.server.connection() as connected:
             connected.sendall(head + body)

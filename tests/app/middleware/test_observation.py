@@ -197,6 +197,6 @@ def test_the_real_service_echoes_what_is_harmless(client, given):
 
 @pytest.mark.parametrize("given", [b"a b", b"a\tb", b"\xc3\xa4", b"x" * 65, b"a%0d%0aset-cookie:x", b"../../etc"])
 def test_the_real_service_echoes_nothing_else(service, given):
-    _, headers, _ = service.raw(b"GET /v2 HTTP/1.1\r\nhost: x\r\nx-request-id: " + given + b"\r\n\r\n")
+    _, headers, _ = service.raw(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\nx-request-id: " + given + b"\r\n\r\n")
     assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
     assert "set-cookie" not in headers

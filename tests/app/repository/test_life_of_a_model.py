@@ -188,7 +188,7 @@ def test_sigterm_while_a_model_is_replaced_finishes_what_was_accepted(saved, rig
 
         (gate / "hold").touch()
         with server.connection() as waits:
-            head = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+            head = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
             waits.sendall(head + body)
             until(lambda: (gate / "held").exists(), "the request is in its call")
             begun = time.monotonic()

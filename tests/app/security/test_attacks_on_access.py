@@ -47,7 +47,7 @@ def test_nothing_but_health_is_open_whatever_path_or_method(fortress, method):
 )  # fmt: skip
 def test_a_path_that_looks_like_health_opens_nothing_else(fortress, path):
     """3: what is open is compared with the path that routes are looked for by, and nothing else is."""
-    status, _, body = fortress.server.raw(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    status, _, body = fortress.server.raw(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
     assert status == 401 or (status == 200 and json.loads(body) == {"live": True})
 
 
@@ -63,7 +63,7 @@ def test_keys_that_are_nearly_right_open_nothing(fortress):
         for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):
             assert client.post("/predict", json=plain_body(rows_of("house", 1)), headers=headers).status_code == 200
     # Announced, not sent: the answer comes all the same.
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 60000\r\n\r\n"
     assert fortress.server.raw(head)[0] == 401
 
 
@@ -178,6 +178,18 @@ def test_no_answer_invites_pages_of_other_sites(fortress, service):
     assert reply.status_code == 403
     assert not [name for name in reply.headers if name.startswith("access-control-")]
     assert service.post("/v1/models/house/predict", json=plain_body(rows_of("house", 1))).status_code == 200
+
+
+def test_a_page_whose_name_points_to_this_machine_reads_nothing(client):
+    """2: DNS rebinding; to the browser page and service are one site, and the Host header tells them apart."""
+    body = plain_body(rows_of("house", 1))
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::2]:1"):
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/models/house/predict"), ("GET", "/nothing")):
+            reply = client.request(method, path, json=body if method == "POST" else None, headers={"Host": host})
+            assert (reply.status_code, list(reply.json())) == (421, ["error"])
+            assert "house" not in reply.text
+    for host in ("127.0.0.1", "localhost:1", "LOCALHOST", "[::1]:8000", "app.localhost"):
+        assert client.request("GET", "/v1/models", headers={"Host": host}).status_code == 200
 
 
 def test_keys_are_in_no_log_page_or_description(fortress):

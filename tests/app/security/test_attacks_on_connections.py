@@ -16,7 +16,7 @@ from tests.app.security.conftest import ANSWER, BODY, CONNECTIONS, HEAD
 from tests.app.support import PATIENCE, metric, read_answer, rows_of, until, v2_body
 
 CONTENT = json.dumps(v2_body(rows_of("house", 2))).encode()
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 def ends(connected: socket.socket) -> bytes:
@@ -114,7 +114,7 @@ def test_a_body_that_comes_byte_by_byte_is_cut_off(fortress):
 
 def test_a_body_that_nobody_reads_is_not_waited_for(fortress):
     """9: it is refused from its head; the rest may come at once, or never."""
-    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n"
     with fortress.server.connection() as connected:
         connected.sendall(head)
         assert read_answer(connected)[0] == 401
@@ -231,7 +231,7 @@ def test_requests_that_wait_on_one_connection_have_a_number(fortress):
     assert b"requests wait on this connection" in seen
 
 
-SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 def smuggling(*fields: bytes, body: bytes = b"0\r\n\r\n" + SMUGGLED, version: bytes = b"HTTP/1.1") -> bytes:
@@ -265,7 +265,7 @@ AMBIGUOUS = {
     "a name with a zero": smuggling(b"content\x00-length: 5"),
     "a bare line feed": smuggling(b"x: y\ncontent-length: 5"),
     "a bare carriage return": smuggling(b"x: y\rcontent-length: 5"),
-    "a line before the headers": b"POST /predict HTTP/1.1\r\n content-length: 5\r\nhost: x\r\n\r\n" + SMUGGLED,
+    "a line before the headers": b"POST /predict HTTP/1.1\r\n content-length: 5\r\nhost: localhost\r\n\r\n" + SMUGGLED,
 }
 
 
@@ -299,7 +299,7 @@ def test_what_follows_a_chunked_body_is_no_header(fortress):
         CONTENT,
         fortress.key.encode(),
     )
-    head = b"POST /v2/models/house/infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"POST /v2/models/house/infer HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     status, headers, _ = fortress.server.raw(head + body)
     assert status == 401
     assert headers["x-request-id"] != "trailer"
