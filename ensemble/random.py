@@ -61,6 +61,11 @@ def _key(seed: int, member: int, parameter: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=16, person=b"ensembled").digest(), "little")
 
 
+def stream(seed: int, member: int, purpose: str) -> np.random.Philox:
+    """Random bits of one member for one purpose: ``random_raw`` gives 64 at a time, the same on every machine."""
+    return np.random.Philox(key=_key(seed, member, purpose))
+
+
 def _normal_from_bits(bits: Tensor) -> Tensor:
     """int32 (n,) random bits -> float32 (n,) standard normal."""
     position = ((bits >> 1) & 0x7FFFFFFF).to(torch.float32).add_(0.5)
@@ -86,10 +91,10 @@ def standard_normal(seed: int, members: range, parameter: str, shape: Sequence[i
     # Several small rows at a time, or a piece of a large one: the temporaries stay small beside the result.
     rows, width = max(1, _BLOCK // max(size, 1)), min(words, _BLOCK // 2)
     for start in range(0, len(members), rows):
-        streams = [np.random.Philox(key=_key(seed, member, parameter)) for member in members[start : start + rows]]
+        streams = [stream(seed, member, parameter) for member in members[start : start + rows]]
         for left in range(0, words, max(width, 1)):
             taken = min(width, words - left)
-            raw = np.stack([stream.random_raw(taken) for stream in streams]).astype("<u8", copy=False)
+            raw = np.stack([each.random_raw(taken) for each in streams]).astype("<u8", copy=False)
             bits = torch.from_numpy(raw.view("<i4").astype(np.int32, copy=False))
             piece = out[start : start + rows, 2 * left : 2 * (left + taken)]
             piece.copy_(_normal_from_bits(bits[:, : piece.shape[1]].reshape(-1)).view(piece.shape))

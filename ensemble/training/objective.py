@@ -1,0 +1,115 @@
+"""What members minimise, and its gradients: for many members in one call, or for one alone without ``vmap``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from ensemble.errors import EnsembledError, InputError
+from ensemble.evaluate import refused, vmappable
+from ensemble.export import first_line
+from ensemble.losses import Loss
+from ensemble.program import Program, Weights
+
+# Weights of some members by name, each (members, *shape).
+Stacked = Mapping[str, Tensor]
+
+
+class Objective:
+    """The mean loss of some rows as a function of a member's own weights.
+
+    Args:
+        program: the model.
+        shared: weights that members share, each of the weight's shape.
+        loss: of one member's flat outputs and targets, for each row.
+    """
+
+    def __init__(self, program: Program, shared: Weights, loss: Loss) -> None:
+        self.program = program
+        self._shared = dict(shared)
+        self._loss = loss
+
+    def gradients(
+        self, weights: Stacked, fixed: Stacked, inputs: Sequence[Tensor], targets: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Of every member's mean loss on rows of its own.
+
+        Args:
+            weights: that are trained.
+            fixed: that are each member's own too, and stay as they are.
+            inputs: each (members, rows, ...).
+            targets: (members, rows, ...).
+
+        Returns:
+            Gradients as the weights are, and the losses, (members,).
+
+        Raises:
+            ModelError: the model cannot run for many members at once.
+            InputError: the loss does not give a number for each row.
+        """
+
+        def mean(own: dict[str, Tensor], rest: dict[str, Tensor], x: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            return self._of_rows({**own, **rest}, x, y).mean()
+
+        # The gradient is taken within vmap. The other way round, as the gradient of the sum of all members' losses, an
+        # operation may lose settings that its gradient alone heeds, such as the padding_idx of an embedding.
+        gradient = grad_and_value(mean)
+        if len(targets) == 1:
+            own, rest = _only(weights), _only(fixed)
+            found, loss = self._run(lambda: gradient(own, rest, tuple(t[0] for t in inputs), targets[0]))
+            return {name: tensor.unsqueeze(0) for name, tensor in found.items()}, loss.unsqueeze(0)
+        many = torch.vmap(gradient, randomness="error")
+        result: tuple[dict[str, Tensor], Tensor] = self._run(
+            lambda: many(dict(weights), dict(fixed), tuple(inputs), targets)
+        )
+        return result
+
+    def losses(self, weights: Stacked, fixed: Stacked, inputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Of every row, without gradients, (members, rows). Arguments as for :meth:`gradients`."""
+        with torch.no_grad():
+            if len(targets) == 1:
+                own = {**_only(weights), **_only(fixed)}
+                alone: Tensor = self._run(lambda: self._of_rows(own, [t[0] for t in inputs], targets[0]))
+                return alone.unsqueeze(0)
+            many = torch.vmap(self._of_rows, randomness="error")
+            found: Tensor = self._run(lambda: many({**weights, **fixed}, tuple(inputs), targets))
+            return found
+
+    def _of_rows(self, own: Weights, inputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The loss of each row, (rows,): its mean where a row has several targets."""
+        outputs = self.program({**self._shared, **own}, inputs)
+        try:
+            each = self._loss(outputs, targets)
+        except EnsembledError:
+            raise
+        except Exception as error:
+            # What only vmap cannot do, a plain loop may.
+            if isinstance(error, RuntimeError) and refused(self.program, error):
+                raise
+            raise InputError(
+                f"The loss fails on outputs of shape {[list(t.shape) for t in outputs]} and targets of shape "
+                f"{list(targets.shape)} ({targets.dtype}): {first_line(error)}."
+            ) from error
+        if not isinstance(each, Tensor) or each.ndim == 0 or each.shape[0] != len(targets):
+            got = f"shape {list(each.shape)}" if isinstance(each, Tensor) else f"a {type(each).__name__}"
+            raise InputError(
+                f"The loss must give a number for each of the {len(targets)} rows (reduction='none'), however: {got}."
+            )
+        return each.flatten(1).mean(1) if each.ndim > 1 else each
+
+    def _run(self, call: Callable[[], Any]) -> Any:
+        with self.program.exclusively(), vmappable():
+            try:
+                return call()
+            except RuntimeError as error:
+                if refusal := refused(self.program, error):
+                    raise refusal from error
+                raise
+
+
+def _only(weights: Stacked) -> dict[str, Tensor]:
+    return {name: tensor[0] for name, tensor in weights.items()}
