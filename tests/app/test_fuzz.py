@@ -196,7 +196,8 @@ def _encoded(path: str, query: str) -> bytes:
     return quote(path, safe="/%.").encode() + (b"?" + quote(query).encode() if query else b"")
 
 
-LINES = st.sampled_from([b"GET /v2 HTTP/1.1\r\n", b"POST /predict HTTP/1.1\r\n", b"Host: localhost\r\n", b"\r\n", b"\n", b"\r",
+LINES = st.sampled_from([b"GET /v2 HTTP/1.1\r\n", b"POST /predict HTTP/1.1\r\n", b"Host: localhost\r\n", b"\r\n", b"\n",
+                         b"\r",
                          b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n",
                          b"Connection: close\r\n", b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"5\r\nhello\r\n",
                          b"0\r\n\r\n", b"hello", b"Expect: 100-continue\r\n", b": \r\n", b" folded\r\n",
