@@ -1,9 +1,9 @@
 """Fewer members than there are: the first so many, or as many as the mean of a row needs.
 
-A tolerance is a bound on the Monte-Carlo standard error of the mean, √(epistemic_variance / n) after n members. Each
-row is judged by itself, by the largest error of its elements over all of the model's outputs, whichever statistics are
-asked for. So what a row is answered depends on that row alone and not on what shares its batch: the numbers of members
-after which it is judged are fixed too.
+A tolerance is a bound on the Monte-Carlo standard error of the mean, √(epistemic_variance / n) after n members of equal
+weight. Each row is judged by itself, by the largest error of its elements over all of the model's outputs, whichever
+statistics are asked for. So what a row is answered depends on that row alone and not on what shares its batch: the
+numbers of members after which it is judged are fixed too.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ensemble.condense import Running
 from ensemble.errors import StatisticError
 from ensemble.evaluate import evaluate
 from ensemble.runner import Runner
-from ensemble.statistics import Moments, Statistic
-from ensemble.tasks import Head, Task, sample
+from ensemble.statistics import Asked
 
 # Below it the estimate of the variance says little.
 FIRST = 16
-_KEPT = {"values", "variances"}
 
 
 def checkpoints(total: int) -> list[int]:
@@ -57,13 +56,10 @@ def first(
 def evaluate_until(
     runner: Runner,
     inputs: Sequence[Tensor],
-    task: Task,
-    heads: Sequence[Head],
-    wanted: Sequence[tuple[Head, Sequence[Statistic]]],
+    asked: Asked,
     *,
     tolerance: float,
     total: int,
-    noise_variance: float | None = None,
     chunk: int | None = None,
 ) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
     """Statistics of a batch, each row from as many members as its mean needs.
@@ -71,10 +67,9 @@ def evaluate_until(
     Args:
         runner: of the members.
         inputs: flat inputs, on the members' device.
-        task, heads, noise_variance: what the outputs mean.
-        wanted: the statistics, for each head that is asked about.
+        asked: the statistics, and what the outputs mean.
         tolerance: > 0, in the unit of the target.
-        total: the most members.
+        total: the most members; one of them must have weight in the mixture.
         chunk: members in one call, as :func:`~ensemble.evaluate.evaluate` takes it.
 
     Returns:
@@ -85,34 +80,30 @@ def evaluate_until(
         StatisticError: one of the statistics keeps every member's output, of which there would be as many as the row
             needs.
     """
-    for _, asked in wanted:
-        if kept := next((s.name for s in asked if _KEPT & set(s.needs)), None):
+    for _, statistics in asked.statistics:
+        if kept := next((s.name for s in statistics if s.keeps_members), None):
             raise StatisticError(f"{kept!r} cannot be asked for with a tolerance; ask for it with members=.")
-    needs = {head.name: {"deviation"} for head in heads}
-    for head, asked in wanted:
-        needs[head.name].update(need for s in asked for need in s.needs)
-    running = {head.name: Moments(needs[head.name], noise_variance) for head in heads}
+    running = Running(asked, judged=True)
     rows = inputs[0].shape[0]
     counts = torch.full((rows,), total, dtype=torch.int64)
     left = torch.arange(rows)
-    results: dict[str, dict[str, Tensor]] = {head.name: {} for head, _ in wanted}
+    results: dict[str, dict[str, Tensor]] = {head.name: {} for head, _ in asked.statistics}
     start = 0
     for stop in checkpoints(total):
         for outputs in first(runner, inputs, stop, chunk, start):
-            for head in heads:
-                running[head.name].update(sample(task, head, outputs))
+            running.update(outputs)
         start = stop
-        error = torch.stack([moments.standard_error for moments in running.values()]).amax(0).cpu()
+        if not running.weight:
+            continue
+        error = running.standard_error.cpu()
         done = error <= tolerance if stop < total else torch.ones_like(error, dtype=torch.bool)
         if not bool(done.any()):
             continue
         finished = done.nonzero().squeeze(1)
         counts[left[finished]] = stop
-        for head, asked in wanted:
-            moments = running[head.name].rows(finished.to(inputs[0].device))
-            for s in asked:
-                values = s.finish(moments).to(s.dtype)
-                into = results[head.name].setdefault(s.name, values.new_empty((rows, *values.shape[1:])))
+        for head, found in running.rows(finished.to(inputs[0].device)).finish().items():
+            for name, values in found.items():
+                into = results[head].setdefault(name, values.new_empty((rows, *values.shape[1:])))
                 into[left[finished].to(values.device)] = values
         remaining = (~done).nonzero().squeeze(1)
         if not len(remaining):
@@ -120,5 +111,5 @@ def evaluate_until(
         left = left[remaining]
         on_device = remaining.to(inputs[0].device)
         inputs = [tensor[on_device] for tensor in inputs]
-        running = {name: moments.rows(on_device) for name, moments in running.items()}
+        running = running.rows(on_device)
     return results, counts

@@ -50,7 +50,7 @@ class Data:
         flat = tuple(program.bind(args, kwargs, torch.device("cpu")))
         if targets is None:
             return Data(flat)
-        return Data(flat, _targets(torch.as_tensor(targets), flat[0].shape[0], task, head))
+        return Data(flat, checked_targets(torch.as_tensor(targets), flat[0].shape[0], task, head))
 
     def __len__(self) -> int:
         """How many rows."""
@@ -107,7 +107,18 @@ def _is_leaf(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _targets(targets: Tensor, rows: int, task: Task, head: Head | None) -> Tensor:
+def checked_targets(targets: Tensor, rows: int, task: Task, head: Head | None) -> Tensor:
+    """Targets as they are computed with: class indices int64 of a classification, floating point of any other task.
+
+    Args:
+        targets: (rows, ...), what a caller gave.
+        rows: how many rows of inputs there are.
+        task: what the targets must be.
+        head: the prediction that they are for, where their shape is to be checked.
+
+    Raises:
+        InputError: another number of targets, or targets that are none: of another shape, not finite, or no class.
+    """
     if targets.ndim == 0 or targets.shape[0] != rows:
         raise InputError(f"There are {rows} rows of inputs and targets of shape {list(targets.shape)}.")
     if task == "classification":
@@ -132,5 +143,6 @@ def _targets(targets: Tensor, rows: int, task: Task, head: Head | None) -> Tenso
 
 
 def _check_shape(targets: Tensor, trailing: tuple[int, ...]) -> None:
-    if tuple(targets.shape[1:]) != tuple(trailing):
+    given = targets.shape[1:]
+    if len(given) != len(trailing) or any(size not in (-1, own) for own, size in zip(given, trailing, strict=True)):
         raise InputError(f"Targets must have shape {[-1, *trailing]} (-1: rows), however: {list(targets.shape)}.")

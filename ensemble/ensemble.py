@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ensemble.adaptive import evaluate_until, first
 from ensemble.calibration.state import Calibration
+from ensemble.condense import condense
 from ensemble.errors import InputError, ModelError
 from ensemble.evaluate import loop
 from ensemble.members import Members
@@ -23,7 +24,7 @@ from ensemble.planned import Planned
 from ensemble.prediction import Prediction
 from ensemble.program import Program, plain
 from ensemble.runner import Runner
-from ensemble.statistics import Moments, Statistic
+from ensemble.statistics import Statistic
 from ensemble.tasks import Task, heads, sample
 
 
@@ -60,9 +61,7 @@ class Ensemble(Planned):
         program: the model as a function of its weights.
         members: the weights.
         task: what the outputs mean.
-        noise_variance: of a regression, target²; None if it is not known.
         metadata: free JSON values: class names, units, a description.
-        calibration: what was fitted on data; None if nothing was.
         report: what fitting found, as free JSON values; None if nothing was fitted.
         origin: recipe, seed, reference weights.
     """
@@ -83,13 +82,10 @@ class Ensemble(Planned):
         self.members = members
         self.origin = origin
         self.task = task
-        self._outputs = Outputs(task, tuple(heads(task, program.outputs)), noise_variance)
         if noise_variance is not None and (task != "regression" or not 0 <= noise_variance < math.inf):
             raise ModelError(f"noise_variance is for regression and must be ≥ 0, however: {noise_variance} ({task}).")
-        self.noise_variance = noise_variance
+        self._outputs = Outputs(task, tuple(heads(task, program.outputs)), noise_variance)
         self.metadata = dict(metadata or {})
-        if calibration is not None and len(self._outputs.heads) > 1:
-            raise ModelError("A model with several outputs cannot be calibrated; make an ensemble for each of them.")
         self.calibration = calibration
         self.report = None if report is None else dict(report)
         self._runner = Runner(program, members)
@@ -103,6 +99,26 @@ class Ensemble(Planned):
             f"Ensemble({len(self)} members, {made}, seed={self.origin.seed}, task={self.task}, {self.device}, "
             f"{human(self.members.nbytes)})"
         )
+
+    @property
+    def noise_variance(self) -> float | None:
+        """Of a regression, target²; None if it is not known."""
+        return self._outputs.noise_variance
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was fitted on data; None if nothing was."""
+        return self._outputs.calibration
+
+    @calibration.setter
+    def calibration(self, fitted: Calibration | None) -> None:
+        if fitted is not None:
+            if len(self._outputs.heads) > 1:
+                raise ModelError(
+                    "A model with several outputs cannot be calibrated; make an ensemble for each of them."
+                )
+            fitted.check(self._outputs.heads[0], len(self))
+        self._outputs = dataclasses.replace(self._outputs, calibration=fitted)
 
     @property
     def device(self) -> torch.device:
@@ -139,57 +155,57 @@ class Ensemble(Planned):
         statistics: Sequence[str] | None = None,
         members: int | None = None,
         tolerance: float | None = None,
+        confidence_level: float | None = None,
+        levels: Iterable[float] | None = None,
+        target: Any = None,
         chunk: int | None = None,
         **kwargs: Any,
     ) -> Prediction:
-        """Condensed outputs.
+        """Condensed outputs. Members count by their weights in the mixture, if they have weights.
 
         Args:
             args, kwargs: as for a call.
             statistics: names from :meth:`available_statistics`; the task's default ones by default. Of a model with
                 several outputs "mean" asks for every output's mean, "policy.mean" for one.
-            members: use only the first so many members.
+            members: use only the first so many members, their weights made to sum to 1.
             tolerance: use only as many members as it takes until the Monte-Carlo standard error of the mean is at most
                 this, in the unit of the target. Each row is judged by itself, by the largest error of its elements in
                 all of the model's outputs; how many it took is in ``prediction.counts``.
+            confidence_level: of ``credible_interval``, ``prediction_interval`` and ``prediction_set``, between 0 and 1;
+                by default what the ensemble was fitted for, or 0.9.
+            levels: of ``quantiles``, each between 0 and 1; by default 0.05, 0.5 and 0.95.
+            target: for ``log_prob``, one for each row: class indices of a classification, (batch, ...) without the
+                classes, else values of the output's shape. Of several outputs a dict by their names.
             chunk: as for a call.
 
         Raises:
-            InputError: inputs that do not fit the signature, a number of members that the ensemble does not have, or a
-                tolerance that is not above 0.
-            StatisticError: an unknown statistic, or with a tolerance one that keeps every member's output.
+            InputError: inputs that do not fit the signature, a number of members that the ensemble does not have, a
+                tolerance that is not above 0, levels that are none, or a target that does not fit or is missing.
+            StatisticError: an unknown statistic, one that was not fitted, or with a tolerance one that keeps every
+                member's output.
         """
-        wanted = self._outputs.resolve(statistics)
         whole = isinstance(members, int) and not isinstance(members, bool)
         if members is not None and not (whole and 1 <= members <= len(self)):
             raise InputError(f"members must be between 1 and {len(self)}, however: {members}.")
         if tolerance is not None and not (isinstance(tolerance, int | float) and 0 < tolerance < math.inf):
             raise InputError(f"tolerance must be a number above 0, however: {tolerance!r}.")
+        total, mixture = members or len(self), self.members.mixture
+        if mixture is not None and not bool(mixture[:total].any()):
+            raise InputError(f"The first {total} members have no weight in the mixture; ask for more of them.")
         inputs = self.program.bind(args, kwargs, self.device)
+        asked = self._outputs.asked(
+            statistics,
+            inputs[0].shape[0],
+            mixture=mixture,
+            confidence_level=confidence_level,
+            levels=levels,
+            target=target,
+        )
         several = len(self._outputs.heads) > 1
         if tolerance is not None:
-            found, counts = evaluate_until(
-                self._runner,
-                inputs,
-                self.task,
-                self._outputs.heads,
-                wanted,
-                tolerance=tolerance,
-                total=members or len(self),
-                noise_variance=self.noise_variance,
-                chunk=chunk,
-            )
+            found, counts = evaluate_until(self._runner, inputs, asked, tolerance=tolerance, total=total, chunk=chunk)
             return Prediction(found, int(counts.max()), several, counts)
-        running = {
-            head.name: Moments({need for s in asked for need in s.needs}, self.noise_variance) for head, asked in wanted
-        }
-        for outputs in first(self._runner, inputs, members or len(self), chunk):
-            for head, _ in wanted:
-                running[head.name].update(sample(self.task, head, outputs))
-        results = {
-            head.name: {s.name: s.finish(running[head.name]).to(s.dtype) for s in asked} for head, asked in wanted
-        }
-        return Prediction(results, members or len(self), several)
+        return Prediction(condense(asked, first(self._runner, inputs, total, chunk)), total, several)
 
     def available_statistics(self) -> dict[str, Statistic]:
         """Every statistic that can be asked for, by the name that it has among all outputs."""
@@ -201,8 +217,18 @@ class Ensemble(Planned):
         return self._runner.program.looped_because
 
     def described_statistics(self) -> dict[str, tuple[Statistic, tuple[int, ...]]]:
-        """As :meth:`available_statistics`, each with the shape of one row, -1 standing for the members."""
+        """As :meth:`available_statistics`, each with the shape of one row, -1 standing for a size that depends on what
+        is asked: the members, the levels."""
         return self._outputs.described()
+
+    def unavailable_statistics(self) -> dict[str, str]:
+        """What the task has and this ensemble has not, since it was not fitted for it: by name, what to do."""
+        return self._outputs.lacking()
+
+    @property
+    def outputs(self) -> Outputs:
+        """What may be asked, and how what is asked is written down: for those who evaluate members themselves."""
+        return self._outputs
 
     def default_statistics(self) -> list[str]:
         """Names of what :meth:`predict` gives when nothing is asked for."""

@@ -39,10 +39,28 @@ class Head:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Members' predictions: ``value`` (members, batch, ...) in float32 or better, and their variances if known."""
+    """Members' predictions.
+
+    Args:
+        value: (members, batch, ...) in float32 or better.
+        variance: what the members themselves say of the target's variance, if they do; of the value's shape, or
+            (members, 1, ...) where each has one for all rows.
+        logits: of a classification what the value is the softmax of.
+        log_likelihood: of targets that were given, (members, batch, ...).
+    """
 
     value: Tensor
     variance: Tensor | None
+    logits: Tensor | None = None
+    log_likelihood: Tensor | None = None
+
+    def members(self, index: Tensor) -> Sample:
+        """Those of some members, (some,) int64."""
+
+        def some(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return Sample(self.value[index], some(self.variance), some(self.logits), some(self.log_likelihood))
 
 
 def heads(task: Task, outputs: Sequence[TensorSpec]) -> list[Head]:
@@ -76,11 +94,20 @@ def heads(task: Task, outputs: Sequence[TensorSpec]) -> list[Head]:
     return [Head(spec.name, (i,), spec.trailing, spec.batch_dim) for i, spec in enumerate(outputs)]
 
 
-def sample(task: Task, head: Head, outputs: Sequence[Tensor]) -> Sample:
+def sample(
+    task: Task,
+    head: Head,
+    outputs: Sequence[Tensor],
+    *,
+    temperature: float = 1.0,
+    noise_variances: Tensor | None = None,
+) -> Sample:
     """What members say.
 
     Args:
         outputs: flat outputs, each with a leading member dimension.
+        temperature: what a classification's logits are divided by.
+        noise_variances: of a regression, target², one for each of these members, (members,).
     """
 
     def rows_first(index: int) -> Tensor:
@@ -90,9 +117,12 @@ def sample(task: Task, head: Head, outputs: Sequence[Tensor]) -> Sample:
     value = rows_first(head.outputs[0])
     match task:
         case "classification":
-            p = value.softmax(-1)
-            return Sample(p, p * (1 - p))
+            logits = value if temperature == 1 else value / temperature
+            p = logits.softmax(-1)
+            return Sample(p, p * (1 - p), logits)
         case "gaussian":
             return Sample(value, rows_first(head.outputs[1]))
-        case _:
-            return Sample(value, None)
+        case "regression" if noise_variances is not None:
+            noise = noise_variances.to(value.device)
+            return Sample(value, noise.view(-1, *[1] * (value.ndim - 1)))
+    return Sample(value, None)

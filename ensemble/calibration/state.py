@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, ModelError
+from ensemble.tasks import Head
 
 IntervalScore = Literal["normalised", "cqr"]
 SetScore = Literal["lac", "aps"]
@@ -27,15 +28,18 @@ class Calibration:
         confidence_level: of intervals and sets where none is asked for, in (0, 1).
         interval_score: what ``interval_scores`` are: "normalised", |y − mean| / std, or "cqr", conformalised quantile
             regression on the mixture's quantiles at ``confidence_level``.
-        interval_scores: of n calibration rows, ascending along the first dimension, (n, *target).
+        interval_scores: of n calibration rows, ascending along the first dimension, (n, *target); (n,) is one threshold
+            for all elements of a target.
         set_score: what ``set_scores`` are: "lac", 1 − p of the true class, or "aps", the summed probability of the
             classes down to the true one.
-        set_scores: of n calibration rows, ascending, (n,).
+        set_scores: of n calibration rows, ascending along the first dimension, (n, *target): (n,) where a row is of one
+            class.
         epistemic: the epistemic part of n calibration rows, ascending, (n,): mutual information of a classification,
             epistemic variance (its mean over the target's elements) of any other task.
         risk: that answers which do not abstain keep to: the share of errors of a classification, the mean squared
             error of a regression, target².
-        abstain_above: the total uncertainty (predictive entropy; total variance) above which a row abstains.
+        abstain_above: the total uncertainty above which a row abstains: predictive entropy of a classification, total
+            variance of any other task (the mean over the target's elements).
     """
 
     temperature: float = 1.0
@@ -56,6 +60,57 @@ class Calibration:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that there are, by name."""
         return {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
+
+    def words(self, statistic: str) -> str:
+        """What a statistic was fitted on, in a few words; an empty text for one that was not fitted."""
+
+        def conformal(score: str | None, scores: Tensor | None, beyond: str) -> str:
+            rows = 0 if scores is None else len(scores)
+            return (
+                f"fitted on {rows} rows, score {score}; confidence_level {self.confidence_level:g} unless another is "
+                f"asked for; {beyond} above {rows / (rows + 1):.4g}"
+            )
+
+        match statistic:
+            case "prediction_interval":
+                return conformal(self.interval_score, self.interval_scores, "infinite")
+            case "prediction_set":
+                return conformal(self.set_score, self.set_scores, "every class")
+            case "ood_score" if self.epistemic is not None:
+                return f"fitted on {len(self.epistemic)} rows"
+            case "abstain" if self.abstain_above is not None:
+                risk = "" if self.risk is None else f", risk {self.risk:.4g}"
+                return f"bound {self.abstain_above:.4g}{risk}"
+        return ""
+
+    def described(self) -> dict[str, Any]:
+        """The settings, with the number of rows in the place of each tensor of scores, as plain JSON values."""
+        rows = {f"{name}_rows": len(t) for name, t in self.tensors().items() if name != "noise_variances"}
+        return {**self.settings(), **rows}
+
+    def check(self, head: Head, members: int) -> None:
+        """That it goes with an ensemble.
+
+        Args:
+            head: the model's one prediction.
+            members: how many members there are.
+
+        Raises:
+            ModelError: it was fitted for another model.
+        """
+        wanted: dict[str, list[tuple[int, ...]]] = {
+            "noise_variances": [(members,)],
+            "interval_scores": [head.trailing, ()],
+            "set_scores": [head.trailing[:-1], ()],
+            "epistemic": [()],
+        }
+        for name, tensor in self.tensors().items():
+            shape = tuple(tensor.shape) if name == "noise_variances" else tuple(tensor.shape[1:])
+            if not tensor.numel() or shape not in wanted[name]:
+                raise ModelError(
+                    f"The calibration's {name} have the shape {list(tensor.shape)}, which does not go with {members} "
+                    f"members and rows of {list(head.trailing)}; fit this ensemble itself."
+                )
 
     @classmethod
     def from_parts(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:

@@ -1,129 +1,48 @@
-"""What an ensemble's outputs are condensed to: each statistic by its name, streamed over chunks of members.
-
-Members' outputs are seen once, a chunk at a time, and only running moments are kept (the design's rule 5). Moments
-are float64, merged by the update of Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for computing
-sample variances", 1979), which does not cancel as E[x²] − E[x]² does.
-
-Notation: members i = 1..N. A classifier's member gives probabilities p_i, a regressor's μ_i, and σ_i² where the
-network has a variance head. Entropies are in nats.
-"""
+"""Every statistic: what it is, what it needs, and how it is computed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ensemble.calibration import conformal
+from ensemble.calibration.state import Calibration
 from ensemble.errors import StatisticError
-from ensemble.tasks import Sample, Task
+from ensemble.statistics.mixture import quantiles
+from ensemble.statistics.moments import Moments, entropy
+from ensemble.tasks import Head, Task
+
+CONFIDENCE_LEVEL = 0.9
+LEVELS = (0.05, 0.5, 0.95)
 
 
-class Moments:
-    """Running sums over members, of only what the asked statistics need.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked of an ensemble, and all that is needed to answer it from its members' outputs.
 
     Args:
-        needs: which sums to keep: "mean", "deviation", "variance", "entropy", "votes", "values", "variances".
-        noise_variance: variance of the observation noise where the model itself gives none.
+        task, heads: what the outputs mean, and every prediction that the model makes.
+        statistics: which of which heads.
+        noise_variance: of a regression, target²; None if it is not known.
+        calibration: what was fitted; None if nothing was.
+        mixture: weights of the members, (N,) float64, in the order in which they are evaluated; equal by default.
+        confidence_level: of intervals and sets.
+        levels: of quantiles.
+        targets: by the name of the head, what :func:`~ensemble.data.checked_targets` gives, on any device.
     """
 
-    def __init__(self, needs: Iterable[str], noise_variance: float | None = None) -> None:
-        self.needs = frozenset(needs)
-        self.noise_variance = noise_variance
-        self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self._deviation: Tensor = torch.zeros(())
-        self._sums: dict[str, Tensor] = {}
-        self._kept: dict[str, list[Tensor]] = {"values": [], "variances": []}
-
-    def update(self, sample: Sample) -> None:
-        """Take in the next members.
-
-        Args:
-            sample: their values, (members, batch, ...).
-        """
-        value = sample.value
-        new = value.shape[0]
-        if "mean" in self.needs or "deviation" in self.needs:
-            self._merge(value, new)
-        self.count += new
-        if "variance" in self.needs and sample.variance is not None:
-            self._add("variance", sample.variance.double().sum(0))
-        if "entropy" in self.needs:
-            self._add("entropy", entropy(value.double()).sum(0))
-        if "votes" in self.needs:
-            votes = torch.nn.functional.one_hot(value.argmax(-1), value.shape[-1])
-            self._add("votes", votes.sum(0))
-        for name, tensor in (("values", value), ("variances", sample.variance)):
-            if name in self.needs and tensor is not None:
-                self._kept[name].append(tensor)
-
-    def _merge(self, value: Tensor, new: int) -> None:
-        # Within a chunk torch's own two-pass variance; float64 only where chunks are merged.
-        variance, mean = torch.var_mean(value.double(), dim=0, correction=0)
-        if self.count == 0:
-            self.mean, self._deviation = mean, variance * new
-            return
-        delta = mean - self.mean
-        total = self.count + new
-        self.mean = self.mean + delta * (new / total)
-        self._deviation = self._deviation + variance * new + delta.square() * (self.count * new / total)
-
-    def _add(self, name: str, part: Tensor) -> None:
-        self._sums[name] = self._sums[name] + part if name in self._sums else part
-
-    def rows(self, index: Tensor) -> Moments:
-        """The same sums for some rows of the batch.
-
-        Args:
-            index: which, (some,) int64, on the device of the sums.
-        """
-        some = Moments(self.needs, self.noise_variance)
-        some.count = self.count
-        if "mean" in self.needs or "deviation" in self.needs:
-            some.mean, some._deviation = self.mean[index], self._deviation[index]
-        some._sums = {name: total[index] for name, total in self._sums.items()}
-        some._kept = {name: [t[:, index] for t in kept] for name, kept in self._kept.items()}
-        return some
-
-    @property
-    def standard_error(self) -> Tensor:
-        """Of the mean: for each row the largest over its elements, (batch,)."""
-        variance = self.epistemic_variance / self.count
-        return variance.reshape(len(variance), -1).amax(1).sqrt()
-
-    @property
-    def epistemic_variance(self) -> Tensor:
-        return self._deviation / self.count
-
-    @property
-    def aleatoric_variance(self) -> Tensor:
-        if "variance" in self._sums:
-            return self._sums["variance"] / self.count
-        return torch.full_like(self.mean, self.noise_variance or 0.0)
-
-    @property
-    def total_variance(self) -> Tensor:
-        return self.aleatoric_variance + self.epistemic_variance
-
-    @property
-    def expected_entropy(self) -> Tensor:
-        return self._sums["entropy"] / self.count
-
-    @property
-    def votes(self) -> Tensor:
-        return self._sums["votes"]
-
-    def every(self, name: str) -> Tensor:
-        """Kept values of all members, (batch, members, ...)."""
-        return torch.cat(self._kept[name]).movedim(0, 1)
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """H(p) = −Σ p log p over the last dimension, in nats; 0 log 0 is 0."""
-    each: Tensor = torch.special.entr(probabilities)
-    return each.sum(-1)
+    task: Task
+    heads: tuple[Head, ...]
+    statistics: tuple[tuple[Head, tuple[Statistic, ...]], ...]
+    noise_variance: float | None = None
+    calibration: Calibration | None = None
+    mixture: Tensor | None = None
+    confidence_level: float = CONFIDENCE_LEVEL
+    levels: tuple[float, ...] = LEVELS
+    targets: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,10 +55,12 @@ class Statistic:
         unit: of the values; "target" stands for the unit of the model's target.
         tasks: which tasks have it.
         needs: the moments that it is computed from.
-        finish: moments -> (batch, ...).
-        shape: trailing shape of the model's output -> trailing shape of the statistic, -1 for the members.
-        integer: int64 instead of float32.
+        finish: moments, what is asked -> (batch, ...).
+        shape: trailing shape of the model's output -> trailing shape of the statistic, -1 for a size that depends on
+            what is asked: the members, the levels.
+        dtype: of the values.
         default: part of the default set.
+        uses: what a request may say about it: "confidence_level", "levels", "target".
     """
 
     name: str
@@ -147,19 +68,22 @@ class Statistic:
     unit: str
     tasks: tuple[Task, ...]
     needs: tuple[str, ...]
-    finish: Callable[[Moments], Tensor]
+    finish: Callable[[Moments, Asked], Tensor]
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda trailing: trailing
-    integer: bool = False
+    dtype: torch.dtype = torch.float32
     default: bool = False
+    uses: tuple[str, ...] = ()
 
     @property
-    def dtype(self) -> torch.dtype:
-        return torch.int64 if self.integer else torch.float32
+    def keeps_members(self) -> bool:
+        """Whether every member's output is kept until the last one was seen."""
+        return bool({"values", "variances"} & set(self.needs))
 
 
 _ALL: tuple[Task, ...] = ("classification", "regression", "gaussian", "raw")
 _CLASSES: tuple[Task, ...] = ("classification",)
-_NOISY: tuple[Task, ...] = ("classification", "gaussian")
+_VALUES: tuple[Task, ...] = ("regression", "gaussian")
+_NUMBERS: tuple[Task, ...] = ("regression", "gaussian", "raw")
 
 
 def _per_row(trailing: tuple[int, ...]) -> tuple[int, ...]:
@@ -170,88 +94,263 @@ def _per_member(trailing: tuple[int, ...]) -> tuple[int, ...]:
     return (-1, *trailing)
 
 
-def _label(m: Moments) -> Tensor:
+def _ends(trailing: tuple[int, ...]) -> tuple[int, ...]:
+    return (*trailing, 2)
+
+
+def _per_level(trailing: tuple[int, ...]) -> tuple[int, ...]:
+    return (*trailing, -1)
+
+
+def _one(trailing: tuple[int, ...]) -> tuple[int, ...]:
+    return ()
+
+
+def _label(m: Moments, _: Asked) -> Tensor:
     # The largest of what is no number would be a class like any other.
     return torch.where(m.mean.isfinite().all(-1), m.mean.argmax(-1), -1)
 
 
-def _variation(m: Moments) -> Tensor:
+def _variation(m: Moments, _: Asked) -> Tensor:
     # The modal class is the one with most votes; label may differ from it.
-    return 1 - m.votes.amax(-1).double() / m.count
+    return 1 - m.votes.amax(-1)
 
 
-def _information(m: Moments) -> Tensor:
+def _information(m: Moments, _: Asked) -> Tensor:
     return (entropy(m.mean) - m.expected_entropy).clamp_min(0)
+
+
+def _quantiles(m: Moments, levels: Sequence[float]) -> Tensor:
+    values, variances, weights = m.components()
+    return quantiles(values, variances, levels, weights)
+
+
+def _central(m: Moments, level: float) -> Tensor:
+    return _quantiles(m, [(1 - level) / 2, (1 + level) / 2])
+
+
+def _fitted(asked: Asked) -> Calibration:
+    # resolve() does not let by what was not fitted.
+    assert asked.calibration is not None
+    return asked.calibration
+
+
+def _threshold(scores: Tensor | None, asked: Asked, like: Tensor) -> Tensor:
+    assert scores is not None
+    return conformal.threshold(scores, asked.confidence_level).to(like.device)
+
+
+def _prediction_interval(m: Moments, asked: Asked) -> Tensor:
+    fitted = _fitted(asked)
+    if fitted.interval_score == "cqr":
+        # Of the level that the scores were made with, whatever level is asked for.
+        lower, upper = _central(m, fitted.confidence_level).unbind(-1)
+        return conformal.cqr_interval(lower, upper, _threshold(fitted.interval_scores, asked, lower))
+    bound = _threshold(fitted.interval_scores, asked, m.mean)
+    return conformal.normalised_interval(m.mean, m.total_variance.sqrt(), bound)
+
+
+def _prediction_set(m: Moments, asked: Asked) -> Tensor:
+    fitted = _fitted(asked)
+    chosen = conformal.lac_set if fitted.set_score == "lac" else conformal.aps_set
+    return chosen(m.mean, _threshold(fitted.set_scores, asked, m.mean))
+
+
+def epistemic_part(m: Moments, task: Task) -> Tensor:
+    """What ``ood_score`` compares, (batch,): mutual information of a classification, epistemic variance of any other
+    task, the mean over the target's elements."""
+    return _row_mean((entropy(m.mean) - m.expected_entropy).clamp_min(0) if task in _CLASSES else m.epistemic_variance)
+
+
+def total_part(m: Moments, task: Task) -> Tensor:
+    """What ``abstain`` compares, (batch,): predictive entropy of a classification, total variance of any other task,
+    the mean over the target's elements."""
+    return _row_mean(entropy(m.mean) if task in _CLASSES else m.total_variance)
+
+
+def _row_mean(tensor: Tensor) -> Tensor:
+    return tensor.reshape(len(tensor), -1).mean(1)
+
+
+def _ood_score(m: Moments, asked: Asked) -> Tensor:
+    part, scores = epistemic_part(m, asked.task), _fitted(asked).epistemic
+    assert scores is not None
+    return conformal.percentile(scores.to(part.device), part)
+
+
+def _abstain(m: Moments, asked: Asked) -> Tensor:
+    # What is no number is no reason to answer.
+    bound = _fitted(asked).abstain_above
+    assert bound is not None
+    answered: Tensor = total_part(m, asked.task) <= bound
+    return ~answered
 
 
 _TABLE = (
     Statistic("label", "argmax of mean: the class with the highest probability; −1 where mean is no number",
               "class index", _CLASSES,
-              ("mean",), _label, _per_row, integer=True, default=True),
+              ("mean",), _label, _per_row, torch.int64, default=True),
     Statistic("mean", "mean over members of the prediction (for classes: of the probabilities, never the logits)",
-              "target", _ALL, ("mean",), lambda m: m.mean, default=True),
+              "target", _ALL, ("mean",), lambda m, _: m.mean, default=True),
     Statistic("std", "√total_variance", "target", _ALL, ("deviation", "variance"),
-              lambda m: m.total_variance.sqrt(), default=True),
+              lambda m, _: m.total_variance.sqrt(), default=True),
     Statistic("aleatoric_variance", "noise in the target itself: the mean of the members' variances "
-              "(for classes: of p_i (1 − p_i))", "target²", (*_NOISY, "regression"), ("mean", "variance"),
-              lambda m: m.aleatoric_variance),
+              "(for classes: of p_i (1 − p_i))", "target²", (*_CLASSES, *_VALUES), ("mean", "variance"),
+              lambda m, _: m.aleatoric_variance),
     Statistic("epistemic_variance", "disagreement of the members: the variance over members of the prediction",
-              "target²", _ALL, ("deviation",), lambda m: m.epistemic_variance),
+              "target²", _ALL, ("deviation",), lambda m, _: m.epistemic_variance),
     Statistic("total_variance", "aleatoric_variance + epistemic_variance (the latter alone where no noise variance "
-              "is known)", "target²", _ALL, ("deviation", "variance"), lambda m: m.total_variance),
-    Statistic("standard_error", "Monte-Carlo standard error of mean: √(epistemic_variance / N)", "target", _ALL,
-              ("deviation",), lambda m: (m.epistemic_variance / m.count).sqrt()),
+              "is known)", "target²", _ALL, ("deviation", "variance"), lambda m, _: m.total_variance),
+    Statistic("standard_error", "Monte-Carlo standard error of mean: √(epistemic_variance / N), or with weights "
+              "√(epistemic_variance · Σ w_i²)", "target", _ALL,
+              ("deviation",), lambda m, _: m.monte_carlo_variance.sqrt()),
     Statistic("predictive_entropy", "H(mean p): the whole uncertainty of the class", "nats", _CLASSES, ("mean",),
-              lambda m: entropy(m.mean), _per_row, default=True),
+              lambda m, _: entropy(m.mean), _per_row, default=True),
     Statistic("expected_entropy", "mean of H(p_i): the aleatoric part", "nats", _CLASSES, ("entropy",),
-              lambda m: m.expected_entropy, _per_row, default=True),
+              lambda m, _: m.expected_entropy, _per_row, default=True),
     Statistic("mutual_information", "predictive_entropy − expected_entropy: the epistemic part (BALD)", "nats",
               _CLASSES, ("mean", "entropy"), _information, _per_row, default=True),
     Statistic("variation_ratio", "1 − (members voting for the modal class) / N", "", _CLASSES, ("votes",),
               _variation, _per_row),
+    Statistic("quantiles", "quantiles of the mixture that the members are, at the asked levels (of the members' "
+              "predictions where no noise variance is known)", "target", _NUMBERS, ("values", "variances"),
+              lambda m, asked: _quantiles(m, asked.levels), _per_level, uses=("levels",)),
+    Statistic("credible_interval", "lower and upper end: quantiles of the mixture at (1 ∓ confidence_level) / 2; what "
+              "the model believes, without a guarantee", "target", _NUMBERS, ("values", "variances"),
+              lambda m, asked: _central(m, asked.confidence_level), _ends, uses=("confidence_level",)),
+    Statistic("prediction_interval", "lower and upper end of a conformal interval, which holds the target with a "
+              "probability of confidence_level at least, for rows like those that it was fitted on", "target", _VALUES,
+              ("deviation", "variance"), _prediction_interval, _ends, uses=("confidence_level",)),
+    Statistic("prediction_set", "a conformal set, of each class whether it is in it; the set holds the true class with "
+              "a probability of confidence_level at least, for rows like those that it was fitted on", "", _CLASSES,
+              ("mean",), _prediction_set, dtype=torch.bool, uses=("confidence_level",)),
+    Statistic("log_prob", "log of the probability that the mixture gives the target: log Σ w_i p_i(target)", "nats",
+              _CLASSES, ("likelihood",), lambda m, _: m.log_likelihood, _per_row, uses=("target",)),
+    Statistic("log_prob", "log of the mixture's density at the target: log Σ w_i N(target; μ_i, σ_i²), of each "
+              "element by itself", "nats", _VALUES, ("likelihood",), lambda m, _: m.log_likelihood, uses=("target",)),
+    Statistic("ood_score", "how unusual the row is to the members: the share of the rows that it was fitted on whose "
+              "mutual_information is below this row's", "", _CLASSES, ("mean", "entropy"), _ood_score, _one),
+    Statistic("ood_score", "how unusual the row is to the members: the share of the rows that it was fitted on whose "
+              "epistemic_variance (mean over the target's elements) is below this row's", "", _NUMBERS,
+              ("deviation",), _ood_score, _one),
+    Statistic("abstain", "whether the answer is too uncertain to be given: predictive_entropy is above the bound that "
+              "keeps the share of errors of the other rows at the risk that it was fitted for", "", _CLASSES,
+              ("mean",), _abstain, _one, torch.bool),
+    Statistic("abstain", "whether the answer is too uncertain to be given: total_variance (mean over the target's "
+              "elements) is above the bound that keeps the mean squared error of the other rows at the risk that it "
+              "was fitted for", "", _NUMBERS, ("deviation", "variance"), _abstain, _one, torch.bool),
     Statistic("members", "every member's own prediction (for classes: probabilities)", "target", _ALL, ("values",),
-              lambda m: m.every("values"), _per_member),
+              lambda m, _: m.every("values"), _per_member),
     Statistic("member_variances", "every member's own variance", "target²", ("gaussian",), ("variances",),
-              lambda m: m.every("variances"), _per_member),
+              lambda m, _: m.every("variances"), _per_member),
 )  # fmt: skip
 
 STATISTICS: Mapping[str, Statistic] = {statistic.name: statistic for statistic in _TABLE}
 
+_NO_NOISE = (
+    "{name} of a regression needs its noise variance, which this ensemble does not know; give noise_variance= when it "
+    "is made, or have ensemble.fit() find it."
+)
+_NOT_FITTED = (
+    "{name} was not fitted: it takes data that the members were not made from. Make the ensemble with "
+    "ensemble.fit(model, (inputs, targets), task=...), or `ensembled build --data`."
+)
 
-def available(task: Task, noise_variance: float | None = None) -> list[Statistic]:
-    """The statistics that a task has, in the order in which they are listed everywhere.
+
+def available(
+    task: Task, noise_variance: float | None = None, calibration: Calibration | None = None
+) -> list[Statistic]:
+    """The statistics that an ensemble has, in the order in which they are listed everywhere, with what was fitted.
 
     Args:
-        noise_variance: a regressor without one has no aleatoric variance.
+        task, noise_variance, calibration: the ensemble's.
     """
     return [
-        s
+        _with_what_was_fitted(s, calibration)
         for s in _TABLE
-        if task in s.tasks and not (s.name == "aleatoric_variance" and task == "regression" and noise_variance is None)
+        if task in s.tasks and _lacking(s, task, noise_variance, calibration) is None
     ]
 
 
-def resolve(names: Sequence[str] | None, task: Task, noise_variance: float | None = None) -> list[Statistic]:
-    """The statistics of these names, the task's default ones for None.
+def unavailable(
+    task: Task, noise_variance: float | None = None, calibration: Calibration | None = None
+) -> dict[str, str]:
+    """The statistics that an ensemble of this task would have if more were known of it: by name, what to do."""
+    return {
+        s.name: why
+        for s in _TABLE
+        if task in s.tasks and (why := _lacking(s, task, noise_variance, calibration)) is not None
+    }
+
+
+def check(names: Sequence[str] | None, having: Mapping[str, Statistic], lacking: Mapping[str, str], task: Task) -> None:
+    """That names are those of statistics that there are.
+
+    Args:
+        names: None for the default ones.
+        having, lacking: what :func:`available` and :func:`unavailable` gave, by name.
 
     Raises:
-        StatisticError: an unknown name, or one that the task does not have.
+        StatisticError: an unknown name, one that the task does not have, or one that was not fitted.
     """
-    having = {s.name: s for s in available(task, noise_variance)}
     if names is None:
-        return [s for s in having.values() if s.default]
+        return
     if isinstance(names, str):
         raise StatisticError(f"statistics must be a list of names, such as [{names!r}].")
     if not names:
         raise StatisticError(f"statistics must name at least one of {', '.join(having)}.")
     for name in names:
-        if name == "aleatoric_variance" and task == "regression":
-            if noise_variance is None:
-                raise StatisticError(
-                    "aleatoric_variance of a regression is its noise variance, which this ensemble does not know; "
-                    "give noise_variance= when it is made."
-                )
-        elif name not in having:
+        if name in lacking:
+            raise StatisticError(lacking[name])
+        if name not in having:
             why = f"which {task} does not have" if name in STATISTICS else "which does not exist"
             raise StatisticError(f"Asked for {str(name)[:60]!r}, {why}; there are {', '.join(having)}.")
+
+
+def resolve(
+    names: Sequence[str] | None,
+    task: Task,
+    noise_variance: float | None = None,
+    calibration: Calibration | None = None,
+) -> list[Statistic]:
+    """The statistics of these names, the default ones for None.
+
+    Raises:
+        StatisticError: as :func:`check` does.
+    """
+    having = {s.name: s for s in available(task, noise_variance, calibration)}
+    check(names, having, unavailable(task, noise_variance, calibration), task)
+    if names is None:
+        return [s for s in having.values() if s.default]
     return [having[name] for name in dict.fromkeys(names)]
+
+
+def _lacking(
+    statistic: Statistic, task: Task, noise_variance: float | None, calibration: Calibration | None
+) -> str | None:
+    """Why an ensemble of a task that has it does not have it; None if it does."""
+    fitted = calibration or Calibration()
+    name = statistic.name
+    noisy = task != "regression" or noise_variance is not None or fitted.noise_variances is not None
+    if name in ("aleatoric_variance", "log_prob") and not noisy:
+        return _NO_NOISE.format(name=name)
+    given = {
+        "prediction_interval": fitted.interval_scores,
+        "prediction_set": fitted.set_scores,
+        "ood_score": fitted.epistemic,
+        "abstain": fitted.abstain_above,
+    }
+    return _NOT_FITTED.format(name=name) if name in given and given[name] is None else None
+
+
+def _with_what_was_fitted(statistic: Statistic, calibration: Calibration | None) -> Statistic:
+    """The same statistic with what it needs, and its description with what it was fitted on."""
+    if calibration is None:
+        return statistic
+    words, needs = calibration.words(statistic.name), statistic.needs
+    if statistic.name == "prediction_interval" and calibration.interval_score == "cqr":
+        needs = ("values", "variances")
+    if not words and needs == statistic.needs:
+        return statistic
+    description = f"{statistic.description} ({words})" if words else statistic.description
+    return dataclasses.replace(statistic, needs=needs, description=description)

@@ -76,11 +76,12 @@ def test_what_shares_a_batch_and_what_is_asked_for_change_nothing():
 
 def test_every_statistic_that_needs_no_members_is_that_of_the_first_so_many():
     ens, x = built()
-    names = [name for name in ens.available_statistics() if name != "members"]
+    names = [name for name, s in ens.available_statistics().items() if not s.keeps_members]
+    target = torch.arange(ROWS) % 4
     tolerance = float(np.quantile(errors(ens, x)[40], 0.5))
-    p = ens.predict(x, tolerance=tolerance, statistics=names)
+    p = ens.predict(x, tolerance=tolerance, statistics=names, target=target)
     for row, count in enumerate(p.counts.tolist()):
-        alone = ens.predict(x[row : row + 1], members=count, statistics=names)
+        alone = ens.predict(x[row : row + 1], members=count, statistics=names, target=target[row : row + 1])
         for name in names:
             torch.testing.assert_close(p[name][row : row + 1], alone[name], rtol=1e-5, atol=1e-6)
 

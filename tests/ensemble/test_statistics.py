@@ -10,7 +10,7 @@ from scipy import stats
 
 import ensemble
 from ensemble import StatisticError
-from ensemble.statistics import STATISTICS, Moments, available, entropy, resolve
+from ensemble.statistics import STATISTICS, Asked, Moments, available, entropy, resolve
 from ensemble.tasks import TASKS, Sample
 from tests.scenarios import SCENARIOS, mlp, seeded
 
@@ -24,7 +24,26 @@ def built(task, **options):
         seeded(scenario), ensemble.Gaussian(0.4), members=N, example=scenario.inputs(2), task=task, live=True, **options
     )
     x = scenario.inputs(ROWS)
-    return ens, x, ens.predict(x, statistics=list(ens.available_statistics()))
+    return ens, x, everything(ens, x)
+
+
+def target(ens):
+    """One for each row, where the task has a likelihood."""
+    for _, shape in ens.outputs.targets().values():
+        if ens.task == "classification":
+            return torch.arange(ROWS) % 4
+        return torch.linspace(-1, 1, ROWS * math.prod(shape)).reshape(ROWS, *shape)
+    return None
+
+
+def everything(ens, x, **options):
+    """A prediction of every statistic that there is."""
+    return ens.predict(x, statistics=list(ens.available_statistics()), target=target(ens), **options)
+
+
+def finished(name, moments, task="classification"):
+    """A statistic of moments alone."""
+    return STATISTICS[name].finish(moments, Asked(task, (), ()))
 
 
 def close(got, want, **tolerance):
@@ -62,9 +81,8 @@ def test_a_modal_class_need_not_be_the_label():
     p = torch.tensor([[[0.51, 0.49]], [[0.51, 0.49]], [[0.0, 1.0]]])
     moments = Moments({"mean", "votes"})
     moments.update(Sample(p, None))
-    label, ratio = STATISTICS["label"], STATISTICS["variation_ratio"]
-    assert label.finish(moments).tolist() == [1]
-    assert ratio.finish(moments).item() == pytest.approx(1 / 3)
+    assert finished("label", moments).tolist() == [1]
+    assert finished("variation_ratio", moments).item() == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("noise", [None, 0.25])
@@ -103,15 +121,23 @@ def test_gaussian_is_the_mixture_of_the_members():
 def test_raw_outputs_have_a_mean_and_a_spread():
     ens, x, p = built("raw")
     close(p.std, ens(x).double().numpy().std(0))
-    assert set(p) == {"mean", "std", "epistemic_variance", "total_variance", "standard_error", "members"}
+    assert set(p) == {
+        "mean",
+        "std",
+        "epistemic_variance",
+        "total_variance",
+        "standard_error",
+        "quantiles",
+        "credible_interval",
+        "members",
+    }
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 3, 7, N])
 @pytest.mark.parametrize("task", ["classification", "regression", "gaussian"])
 def test_chunks_give_what_all_at_once_gives(task, chunk):
     ens, x, whole = built(task)
-    names = list(ens.available_statistics())
-    for name, tensor in ens.predict(x, statistics=names, chunk=chunk).flat().items():
+    for name, tensor in everything(ens, x, chunk=chunk).flat().items():
         close(tensor, whole[name].double().numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -162,8 +188,8 @@ def test_mutual_information_is_between_nothing_and_the_predictive_entropy(logits
     moments = Moments({"mean", "entropy"})
     for part in p.split(2):
         moments.update(Sample(part, None))
-    information = float(STATISTICS["mutual_information"].finish(moments))
-    predictive = float(STATISTICS["predictive_entropy"].finish(moments))
+    information = float(finished("mutual_information", moments))
+    predictive = float(finished("predictive_entropy", moments))
     assert 0 <= information <= predictive + 1e-12
     assert predictive <= math.log(3) + 1e-6
 
@@ -173,7 +199,7 @@ def test_members_that_agree_know_everything_that_can_be_known():
         seeded(SCENARIOS["mlp"]), ensemble.Gaussian(0), members=9, example=torch.zeros(1, 6), task="classification"
     )
     x = 5 * torch.randn(50, 6, generator=torch.Generator().manual_seed(3))
-    p = ens.predict(x, statistics=list(ens.available_statistics()))
+    p = ens.predict(x, statistics=["mutual_information", "epistemic_variance", "variation_ratio"])
     # Members of one call may still differ in the last bit of a product.
     assert float(p.mutual_information.max()) < 1e-12
     assert float(p.epistemic_variance.max()) < 1e-13
@@ -184,9 +210,9 @@ def test_members_that_are_sure_and_disagree_have_all_uncertainty_between_them():
     p = torch.eye(4)[:, None]
     moments = Moments({"mean", "entropy", "votes"})
     moments.update(Sample(p, None))
-    assert float(STATISTICS["mutual_information"].finish(moments)) == pytest.approx(math.log(4), rel=1e-12)
+    assert float(finished("mutual_information", moments)) == pytest.approx(math.log(4), rel=1e-12)
     assert float(moments.expected_entropy) == 0
-    assert float(STATISTICS["variation_ratio"].finish(moments)) == 0.75
+    assert float(finished("variation_ratio", moments)) == 0.75
 
 
 def test_the_entropy_of_certainty_and_of_ignorance():
@@ -201,7 +227,7 @@ def test_statistics_are_float32_or_better_whatever_the_weights(dtype):
         seeded(scenario), ensemble.Gaussian(0.3), members=N, example=scenario.inputs(2), task="classification"
     ).to(dtype=dtype)
     x = scenario.inputs(ROWS)
-    p = ens.predict(x, statistics=list(ens.available_statistics()), chunk=7)
+    p = everything(ens, x, chunk=7)
     logits = ens(x).double().numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     close(p.mean, probabilities.mean(0))
@@ -221,7 +247,8 @@ def test_member_outputs_are_kept_only_if_they_are_asked_for(monkeypatch):
 
     monkeypatch.setattr(Moments, "update", spy)
     ens.predict(x, chunk=10)
-    ens.predict(x, statistics=[n for n in ens.available_statistics() if n != "members"], chunk=10)
+    names = [name for name, s in ens.available_statistics().items() if not s.keeps_members]
+    ens.predict(x, statistics=names, target=target(ens), chunk=10)
     assert set(seen) == {ROWS * 4}
     seen.clear()
     ens.predict(x, statistics=["members"], chunk=10)
@@ -245,7 +272,8 @@ def test_every_statistic_is_described_and_has_the_shape_that_it_states(task):
     trailing = ens._outputs.heads[0].trailing
     for name, statistic in ens.available_statistics().items():
         assert statistic.description
-        assert p[name].shape == (ROWS, *[N if size == -1 else size for size in statistic.shape(trailing)])
+        size_asked = 3 if name == "quantiles" else N
+        assert p[name].shape == (ROWS, *[size_asked if size == -1 else size for size in statistic.shape(trailing)])
         assert p[name].dtype == statistic.dtype
         assert torch.isfinite(p[name]).all()
     assert [s.name for s in resolve(None, task)] == ens.default_statistics()
