@@ -28,7 +28,7 @@ from app import tracing
 from app.connection import Limits, connections_within
 from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.keys import Keys, keys_of
-from app.middleware import Authentication, BodyLimit, Compression, Hosts, Inflation, Observation
+from app.middleware import Authentication, BodyLimit, Compression, Held, Hosts, Inflation, Observation
 from app.middleware.answer import error_response
 from app.open_files import allow_open_files
 from app.openapi import document
@@ -96,7 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def home() -> Response:
         return RedirectResponse("/docs")
 
-    _complete(app, service, keys, traces)
+    held = Held(settings.max_bodies)
+    _complete(app, service, keys, traces, held)
     app.state.ports = []
     for name, router, wanted, host, number in _beside_the_models(settings):
         if not wanted:
@@ -107,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
             # Nothing but what it is for, so no documentation either.
             other = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
             other.include_router(router)
-            _complete(other, service, keys, traces)
+            _complete(other, service, keys, traces, held)
             app.state.ports.append(Port(name, host or settings.host, number, other))
     # FastAPI's own way to describe an application otherwise.
     app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]
@@ -121,7 +122,7 @@ def _beside_the_models(settings: Settings) -> Iterator[tuple[str, APIRouter, boo
     yield "metrics", metrics.router, settings.metrics, settings.metrics_host, settings.metrics_port
 
 
-def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracing | None) -> None:
+def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracing | None, held: Held) -> None:
     """What every port has in common: how errors are answered, and what a request passes on its way."""
     app.state.service = service
     app.add_exception_handler(ServiceError, _answer_service_error)
@@ -130,7 +131,8 @@ def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracin
     app.add_middleware(Compression, endings=("/infer", "/predict"))
     # Outside of it stands what limits the bytes that are sent.
     app.add_middleware(Inflation, limit=service.settings.max_inflated_body)
-    app.add_middleware(BodyLimit, limit=service.settings.max_body, seconds=service.settings.body_timeout)
+    limits = service.settings
+    app.add_middleware(BodyLimit, limit=limits.max_body, seconds=limits.body_timeout, held=held)
     app.add_middleware(Authentication, keys=keys)
     app.add_middleware(Hosts, allowed=service.settings.host_names)
     app.add_middleware(Observation, metrics=service.metrics, tracing=traces)

@@ -125,6 +125,9 @@ class Settings(BaseModel):
         120, gt=0, le=86400, description="seconds for one call; while it takes longer the service is not alive"
     )
     max_body: int = Field(16 * 2**20, ge=1024, description="bytes of a request's body; beyond it 413")
+    max_bodies: int = Field(
+        2**30, ge=1024, description="bytes of the bodies of all requests under way together; beyond it 429"
+    )
     max_inflated_body: int = Field(
         64 * 2**20, ge=1024, description="bytes that a compressed body may become; beyond it 413"
     )
@@ -213,6 +216,15 @@ class Settings(BaseModel):
             return tuple(name.strip() for name in self.allowed_hosts.split(",") if name.strip())
         # A page in a browser cannot know a key, and beyond this machine names are for what stands in front.
         return None if self.has_key or not all(map(is_loopback, self.listens_on)) else ()
+
+    @model_validator(mode="after")
+    def _room_for_one_body(self) -> Settings:
+        if self.max_bodies < self.max_body:
+            raise ValueError(
+                f"max-bodies ({self.max_bodies}) must be at least max-body ({self.max_body}), or a body of that size "
+                "could never be taken"
+            )
+        return self
 
     @model_validator(mode="after")
     def _public_only_on_purpose(self) -> Settings:

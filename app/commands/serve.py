@@ -52,6 +52,7 @@ _METAVARS = {
     "default_timeout": "SECONDS",
     "engine_timeout": "SECONDS",
     "max_body": "BYTES",
+    "max_bodies": "BYTES",
     "max_inflated_body": "BYTES",
     "body_timeout": "SECONDS",
     "shutdown_timeout": "SECONDS",

@@ -1,4 +1,4 @@
-"""A cap on the size of a request's body, by what is announced and by what really comes, and on the time it takes."""
+"""Caps on the size of a request's body, on the time it takes, and on what all bodies together hold in memory."""
 
 from __future__ import annotations
 
@@ -7,22 +7,51 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BadRequest, PayloadTooLarge, RequestTimeout
+from app.errors import BadRequest, PayloadTooLarge, RequestTimeout, TooManyRequests
 from app.middleware.answer import send_error
 
 
+class Held:
+    """How much the bodies of all requests under way hold, on all ports.
+
+    Args:
+        limit: bytes that they may hold together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+
+    def add(self, count: int) -> None:
+        """Bytes have come.
+
+        Raises:
+            TooManyRequests: there is no room for them.
+        """
+        if self.bytes + count > self.limit:
+            raise TooManyRequests(f"the requests under way hold {self.limit} bytes, the limit; try again later")
+        self.bytes += count
+
+    def remove(self, count: int) -> None:
+        """A request is answered."""
+        self.bytes -= count
+
+
 class BodyLimit:
-    """Answers 413 before more than ``limit`` bytes of a body are held in memory, and 408 to one that comes too slowly.
+    """Answers 413 before more than ``limit`` bytes of a body are held in memory, 408 to one that comes too slowly, and
+    429 to one for which the others leave no room.
 
     Args:
         limit: bytes as they are sent, compressed or not.
         seconds: in which the whole body must arrive.
+        held: what all bodies hold together.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, limit: int, seconds: float, held: Held) -> None:
         self.app = app
         self.limit = limit
         self.seconds = seconds
+        self.held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,9 +82,14 @@ class BodyLimit:
                 raise RequestTimeout(f"the body did not arrive within {self.seconds:g} seconds") from None
             if message["type"] == "http.request":
                 complete = not message.get("more_body", False)
-                received += len(message.get("body", b""))
-                if received > self.limit:
+                size = len(message.get("body", b""))
+                if received + size > self.limit:
                     raise too_large
+                self.held.add(size)
+                received += size
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.held.remove(received)

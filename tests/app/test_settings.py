@@ -53,6 +53,7 @@ VALUES = {
     "max_batch": [("1", 1), ("2", 2), ("3", 3)],
     "max_queue": [("1", 1), ("2", 2), ("3", 3)],
     "max_inflated_body": [("1024", 1024), ("2048", 2048), ("4096", 4096)],
+    "max_bodies": [("33554432", 2**25), ("67108864", 2**26), ("134217728", 2**27)],
     "max_body": [("1024", 1024), ("2048", 2048), ("4096", 4096)],
     "body_timeout": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
     "max_delay": [("0.5", 0.5), ("2", 2.0), ("3", 3.0)],
@@ -310,3 +311,9 @@ def test_loopback_needs_no_leave(host):
 def test_settings_do_not_change():
     with pytest.raises(ValueError, match=r"frozen"):
         Settings().port = 1
+
+
+def test_all_bodies_together_may_hold_what_one_may():
+    with pytest.raises(SettingsError, match=r"max-bodies \(2048\) must be at least max-body \(16777216\)"):
+        load({"max_bodies": "2048"})
+    assert load({"max_bodies": "2048", "max_body": "2048"}).max_bodies == 2048

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from app.errors import ServiceError
-from app.middleware import BodyLimit
+from app.errors import ServiceError, TooManyRequests
+from app.middleware import BodyLimit, Held
 
 
-def ask(pieces: list[bytes], limit: int = 10, kind: str = "http", **headers: str):
+def ask(pieces: list[bytes], limit: int = 10, kind: str = "http", held: Held | None = None, **headers: str):
     """Status, document and pieces read, of an application that reads all of its body."""
     read: list[bytes] = []
     sent: list[dict] = []
@@ -36,7 +36,7 @@ def ask(pieces: list[bytes], limit: int = 10, kind: str = "http", **headers: str
         "type": kind,
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }
-    asyncio.run(BodyLimit(app, limit, 60)(scope, receive, send))
+    asyncio.run(BodyLimit(app, limit, 60, held or Held(1000))(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"]), read
 
 
@@ -65,3 +65,34 @@ def test_what_grows_too_large_is_read_no_further(headers):
 
 def test_what_is_not_http_passes_by():
     assert ask([b"x" * 100], kind="other")[0] == 200
+
+
+def test_all_bodies_together_are_held_within_a_limit_and_given_back():
+    held = Held(15)
+    assert ask([b"12345", b"67890"], held=held)[0] == 200
+    assert held.bytes == 0
+    held.add(8)
+    with pytest.raises(TooManyRequests, match="hold 15 bytes"):
+        ask([b"12345", b"678"], held=held)
+    # What had come of it was let go, and one that fits is taken.
+    assert held.bytes == 8
+    assert ask([b"1234567"], held=held)[0] == 200
+    held.remove(8)
+    assert held.bytes == 0
+
+
+def test_a_body_is_held_until_its_request_is_answered():
+    held = Held(10)
+    seen = []
+
+    async def slow(scope, receive, send):
+        await receive()
+        seen.append(held.bytes)
+        raise RuntimeError("whatever it is")
+
+    async def receive():
+        return {"type": "http.request", "body": b"12345", "more_body": False}
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(BodyLimit(slow, 10, 60, held)({"type": "http", "headers": []}, receive, None))
+    assert (seen, held.bytes) == ([5], 0)
