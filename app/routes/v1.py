@@ -29,9 +29,9 @@ async def predict_with_version(request: Request, name: str, version: str) -> Res
     return await _predict(request, name, version)
 
 
-@router.get("/v1/models", summary="Every model and its state")
+@router.get("/v1/models", summary="Every model and its state, and which one answers where none is named")
 async def models(request: Request) -> Response:
-    return json_response({"models": states(request)})
+    return json_response({"default": service_of(request).repository.default, "models": states(request)})
 
 
 @router.get("/v1/models/{name}", summary="All that is known of a model")
@@ -40,7 +40,7 @@ async def describe(request: Request, name: str) -> Response:
     made = model.ensemble
     recipe = made.origin.recipe
     about: dict[str, Any] = {
-        **metadata(request, model, explain_plain_options(len(made))),
+        **metadata(request, model, explain_plain_options(len(made), model.confidence_level)),
         "recipe": {"name": recipe.name, **recipe.settings()} if recipe else None,
         "metadata": made.metadata,
         "device": str(made.device),
@@ -65,6 +65,8 @@ async def _predict(request: Request, name: str | None = None, version: str | Non
         model.defaults,
         most_members=len(model.ensemble),
         timeout=timeout_of(request),
+        targets=model.targets,
+        lacking=model.lacking,
     )
     answer = await ask(request, model, asked)
     body = encode_predict(model.name, model.version, asked, answer.arrays, details_of(model, answer))

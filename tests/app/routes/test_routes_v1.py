@@ -134,7 +134,9 @@ def test_values_that_the_model_cannot_take_are_the_clients_fault_and_nobody_else
 
 
 def test_the_list_of_models_and_all_that_is_known_of_one(client, loaded):
-    listed = client.get("/v1/models").json()["models"]
+    about = client.get("/v1/models").json()
+    listed = about["models"]
+    assert about["default"] == "classes"
     assert [(m["name"], m["version"], m["state"], m["reason"]) for m in listed] == [
         ("classes", "2", "READY", ""),
         ("house", "1", "READY", ""),
