@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ensemble.adapted import AdaptedMembers
+from ensemble.condense import condense
 from ensemble.data import Data
 from ensemble.ensemble import Ensemble
 from ensemble.errors import InputError, MemoryLimitError, ModelError, RecipeError
 from ensemble.evaluate import refused, vmappable
-from ensemble.grouped import as_rows
+from ensemble.grouped import as_rows, evaluate_groups
 from ensemble.inner_loop import (
     Before,
     Layout,
@@ -30,15 +32,14 @@ from ensemble.inner_loop import (
     one_by_one,
     step_sizes,
 )
-from ensemble.memory import available, human
+from ensemble.memory import available, human, require
 from ensemble.objectives import Judge, Loss, of_task, scalar
+from ensemble.outputs import Outputs
 from ensemble.perturbation.base import choose
 from ensemble.perturbation.factors import Factors
-from ensemble.prediction import Prediction
 from ensemble.program import Program
-from ensemble.statistics import Moments
+from ensemble.statistics import Asked
 from ensemble.structured import LEFT, RIGHT, factored_program
-from ensemble.tasks import sample
 
 # Weights, their gradients, and the next weights stand beside each other during a step.
 _COPIES = 3
@@ -96,6 +97,8 @@ class Adaptable:
         dense = set() if factors else {name for name in chosen if name in all_members.factored}
         kept = {name: shape for name, shape in all_members.factored.items() if name not in dense}
         program = factored_program(ensemble.program, kept) if kept else ensemble.program
+        if dense:
+            require(sum(_elements(ensemble, n) * all_members.dtypes[n].itemsize for n in dense), count, ensemble.device)
         own = all_members.slice(0, count)
         every = {**all_members.shared, **own}
         differing = set(own)
@@ -180,6 +183,48 @@ class Adaptable:
         )
         return found
 
+    @property
+    def statistics(self) -> Outputs:
+        """What may be asked of adapted members. What was fitted to the ensemble on data does not hold for them."""
+        return dataclasses.replace(self.ensemble._outputs, calibration=None)
+
+    def asked(
+        self,
+        statistics: Sequence[str] | None,
+        rows: int,
+        *,
+        confidence_level: float | None = None,
+        levels: Iterable[float] | None = None,
+    ) -> Asked:
+        """What is asked of so many rows in all, checked; as :meth:`ensemble.outputs.Outputs.asked`."""
+        return self.statistics.asked(
+            statistics,
+            rows,
+            mixture=self.ensemble.members.mixture,
+            confidence_level=confidence_level,
+            levels=levels,
+        )
+
+    def condensed(
+        self, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], counts: Sequence[int], asked: Asked
+    ) -> dict[str, dict[str, Tensor]]:
+        """Statistics of adapted members.
+
+        Args:
+            weights: the adapted weights by name, each (tasks, members, *shape).
+            inputs: flat, each (tasks, rows, ...).
+            counts: how many of the rows are each task's own; the others are left out.
+            asked: from :meth:`asked`.
+
+        Returns:
+            By the head's name and the statistic's, the rows of one task after those of another.
+        """
+        tasks = inputs[0].shape[0]
+        shared = {name: tensor for name, tensor in self.fixed.items() if name not in self.differing}
+        own = {name: t.expand(tasks, *t.shape) for name, t in self.fixed.items() if name in self.differing}
+        chunks = evaluate_groups(self.program, shared, {**own, **weights}, inputs)
+        return condense(asked, (as_rows(outputs, self.program.outputs, counts) for outputs in chunks))
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """A call's arguments, each tensor (tasks, rows, ...), as flat inputs.
 
@@ -260,72 +305,24 @@ class Adaptable:
             return one_by_one(function, weights, layout, rows, tasks, self.members)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AdaptedMembers:
-    """The members of an ensemble after the steps, one set for each task.
+def adapted_bytes(
+    ensemble: Ensemble, *, weights: str | Sequence[str] = "*", factors: bool = False, members: int | None = None
+) -> int:
+    """Bytes of the adapted weights of one task, known from shapes; arguments and errors as of :meth:`Adaptable.of`."""
+    made = ensemble.members
+    total = 0
+    for name in _chosen(ensemble, (weights,) if isinstance(weights, str) else tuple(weights)):
+        if factors and name in made.factored:
+            size = sum(math.prod(shape) for shape in made.factored[name].factors)
+        else:
+            size = _elements(ensemble, name)
+        total += size * made.dtypes[name].itemsize
+    return total * (len(ensemble) if members is None else members)
 
-    Args:
-        weights: the adapted ones by name, each (tasks, members, *shape); of adapted factors those.
-        losses: on the support, before each step and after all, (tasks, members, steps + 1), without gradients.
 
-    Example:
-        >>> adapted = ensemble.adapt(ens, (x, y), steps=5, lr=0.01)
-        >>> adapted.predict(queries).std             # (tasks, rows, ...)
-    """
-
-    weights: dict[str, Tensor]
-    losses: Tensor
-    adaptable: Adaptable
-    _vectorised: bool = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What each member says for each task.
-
-        Args:
-            args, kwargs: what the model's forward takes, each tensor (tasks, rows, ...).
-
-        Returns:
-            What the model returns, each tensor with (tasks, members, ...) in front.
-
-        Raises:
-            InputError: inputs that do not fit the model, or of another number of tasks.
-        """
-        outputs = self.adaptable.outputs(self.weights, self._bound(args, kwargs), self._vectorised)
-        return self.adaptable.program.results.pack(list(outputs))
-
-    def predict(self, *args: Any, statistics: Sequence[str] | None = None, **kwargs: Any) -> Prediction:
-        """Condensed outputs, as :meth:`ensemble.Ensemble.predict` gives them, for each task.
-
-        Args:
-            args, kwargs: as for a call.
-            statistics: names; the task's default ones by default.
-
-        Returns:
-            Statistics, each (tasks, rows, ...).
-
-        Raises:
-            InputError, StatisticError: as :meth:`ensemble.Ensemble.predict`.
-        """
-        ensemble = self.adaptable.ensemble
-        wanted = ensemble._outputs.resolve(statistics)
-        inputs = self._bound(args, kwargs)
-        tasks, rows = inputs[0].shape[:2]
-        with torch.no_grad():
-            outputs = self.adaptable.outputs(self.weights, inputs, self._vectorised)
-            flat = as_rows(outputs, self.adaptable.program.outputs, [rows] * tasks)
-            results = {}
-            for head, asked in wanted:
-                moments = Moments({need for s in asked for need in s.needs}, ensemble.noise_variance)
-                moments.update(sample(ensemble.task, head, flat))
-                found = {s.name: s.finish(moments).to(s.dtype) for s in asked}
-                results[head.name] = {name: t.reshape(tasks, rows, *t.shape[1:]) for name, t in found.items()}
-        return Prediction(results, self.adaptable.members, len(ensemble._outputs.heads) > 1)
-
-    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        inputs = self.adaptable.bind(args, kwargs)
-        if inputs[0].shape[0] != len(self.losses):
-            raise InputError(f"There are {len(self.losses)} adapted tasks, and queries for {inputs[0].shape[0]}.")
-        return inputs
+def _elements(ensemble: Ensemble, name: str) -> int:
+    """Of one member's weight."""
+    return ensemble.program.empty_weights()[name].numel()
 
 
 def _chosen(ensemble: Ensemble, patterns: tuple[str, ...]) -> list[str]:

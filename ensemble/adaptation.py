@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from ensemble.adaptable import Adaptable, AdaptedMembers
+from ensemble.adaptable import Adaptable
+from ensemble.adapted import AdaptedMembers
 from ensemble.ensemble import Ensemble
 from ensemble.errors import InputError, ModelError, RecipeError
 from ensemble.inner_loop import (
