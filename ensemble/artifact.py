@@ -121,6 +121,7 @@ def load(
         unused=unused,
         state_names=state_names,
         example=_example(program.inputs, example),
+        trainable=manifest.trainable,
     )
     try:
         made = Ensemble(
@@ -197,6 +198,7 @@ def _manifest(ensemble: Ensemble, files: Mapping[str, bytes]) -> Manifest:
         seed=origin.seed,
         recipe={"name": recipe.name, "settings": recipe.settings()} if recipe else None,
         perturbed=tuple(names),
+        trainable=origin.trainable,
         factored={} if replayed else _factored(ensemble.members),
         fingerprint=replayed,
         dtype=plain(next(iter(dtypes))) if len(dtypes) == 1 else MIXED,

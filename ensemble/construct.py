@@ -75,7 +75,7 @@ def perturb(
         raise ModelError(f"model must be a torch.nn.Module, however: {type(model).__name__}.")
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"recipe must be one such as Gaussian(scale=0.02), however: {recipe!r}.")
-    _check_count(members, seed)
+    check_count(members, seed)
     if example is None:
         example = first_rows(data)
     captured = capture(model, example, live=live)
@@ -259,10 +259,12 @@ def _origin(captured: Captured, recipe: Recipe | None, seed: int, reference: dic
         unused={name: tensor.to("cpu", copy=True) for name, tensor in captured.unused.items()},
         state_names=captured.state_names,
         example=[tensor[:_KEPT_EXAMPLE_ROWS].cpu() for tensor in captured.example],
+        trainable=tuple(name for name in captured.weights if name in captured.trainable),
     )
 
 
-def _check_count(members: int, seed: int) -> None:
+def check_count(members: int, seed: int) -> None:
+    """Raise unless these can be a number of members and a seed."""
     if isinstance(members, bool) or not isinstance(members, int) or not 1 <= members <= MAX_MEMBERS:
         raise RecipeError(f"members must be an integer between 1 and {MAX_MEMBERS}, however: {members!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from ensemble.adaptive import evaluate_until, first
 from ensemble.calibration.state import Calibration
 from ensemble.condense import condense
-from ensemble.errors import InputError, ModelError
+from ensemble.errors import InputError, ModelError, RecipeError
 from ensemble.evaluate import loop
 from ensemble.members import Members
 from ensemble.memory import human
@@ -26,6 +27,7 @@ from ensemble.program import Program, plain
 from ensemble.runner import Runner
 from ensemble.statistics import Statistic
 from ensemble.tasks import Task, heads, sample
+from ensemble.variants import Variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Origin:
         unused: tensors of the state dict that the program does not read.
         state_names: names of the original model's state dict, in order.
         example: a few rows of the example that the model was captured with, flat.
+        trainable: names of the model's parameters, as opposed to buffers; None of an ensemble that was saved before
+            they were kept.
     """
 
     recipe: Recipe | None
@@ -47,6 +51,7 @@ class Origin:
     unused: dict[str, Tensor]
     state_names: tuple[str, ...]
     example: list[Tensor]
+    trainable: tuple[str, ...] | None = None
 
     @property
     def replayable(self) -> bool:
@@ -215,6 +220,79 @@ class Ensemble(Planned):
     def looped_because(self) -> str:
         """Why ``vmap`` refuses this model, once a call found out; its members then run one after the other."""
         return self._runner.program.looped_because
+
+    @property
+    def running(self) -> Program:
+        """What runs: the program, rewritten where members' weights are factors."""
+        return self._runner.program
+
+    @functools.cached_property
+    def variants(self) -> Variants:
+        """Makes and evaluates other members of the same model."""
+        return Variants(self)
+
+    def perturbed(self, recipe: Perturbation, *, members: int, seed: int = 0) -> Ensemble:
+        """Other members of the same trained model; nothing is exported again, and what members share is not copied.
+
+        Args:
+            recipe: how members differ from the trained weights; one that draws them from a seed.
+            members: how many.
+            seed: what their noise is drawn from.
+
+        Returns:
+            The ensemble that :func:`ensemble.perturb` makes of the model with these values, member for member, bit for
+            bit. What was fitted to this ensemble on data is not carried over.
+
+        Raises:
+            RecipeError: the recipe does not fit the model, or this ensemble does not come from one trained model.
+            MemoryLimitError: the members do not fit.
+
+        Example:
+            >>> ens.perturbed(LowRank(scale=0.05), members=64, seed=7).predict(x)
+        """
+        from ensemble.construct import check_count
+
+        if not isinstance(recipe, Perturbation):
+            raise RecipeError(f"recipe must be one that draws members from a seed, however: {recipe!r}.")
+        check_count(members, seed)
+        settled, kind = self.variants.perturbed(recipe, members)
+        drawn = self.variants.members(kind, self.variants.draw(settled, kind, seed))
+        names = [name for name in self.program.weight_names if name in kind.differing]
+        reference = {name: self.variants.trained[name].cpu() for name in names}
+        return self._variant(drawn, dataclasses.replace(self.origin, recipe=settled, seed=seed, reference=reference))
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Ensemble:
+        """The same model with weights that are given; all others are as trained. Nothing is exported again.
+
+        Args:
+            weights: by name, of the weight's shape, or (members, *shape). Instead of a weight, the factors of what is
+                added to it may be given, W + L Rᵀ: L, (rows, rank), under the name + ".left" and R, (columns, rank),
+                under the name + ".right".
+
+        Returns:
+            An ensemble with as many members as the weights have, one if none has a dimension of members.
+
+        Raises:
+            InputError: a name that is none, a wrong shape or dtype, numbers that are not finite, or members of
+                different numbers.
+
+        Example:
+            >>> ens.with_weights({"2.bias": torch.zeros(10)}).predict(x)
+        """
+        kind, own = self.variants.brought(weights)
+        # Copies, since what was given may be a view of one tensor, or be changed by whoever gave it.
+        members = self.variants.members(kind, {name: tensor.clone() for name, tensor in own.items()})
+        return self._variant(members, dataclasses.replace(self.origin, recipe=None, seed=0, reference={}))
+
+    def _variant(self, members: Members, origin: Origin) -> Ensemble:
+        return Ensemble(
+            self.program,
+            members,
+            origin,
+            task=self.task,
+            noise_variance=self.noise_variance,
+            metadata=self.metadata,
+        )
 
     def described_statistics(self) -> dict[str, tuple[Statistic, tuple[int, ...]]]:
         """As :meth:`available_statistics`, each with the shape of one row, -1 standing for a size that depends on what

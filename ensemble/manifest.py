@@ -38,6 +38,7 @@ class Manifest:
         seed: of the members' noise.
         recipe: {"name", "settings"}, or None for separately trained models, whose weights are stored.
         perturbed: names of the weights that the recipe selected.
+        trainable: names of the model's parameters, which other recipes may select; None if they are not known.
         factored: of members that are stored themselves, the weights that are so as factors: name -> {"form", "rank"}.
         fingerprint: SHA-256 of the own weights of a few members; empty where they are stored themselves.
         dtype: of the floating weights in use; "mixed" if they have several, as they are stored.
@@ -55,6 +56,7 @@ class Manifest:
     seed: int
     recipe: dict[str, Any] | None
     perturbed: tuple[str, ...]
+    trainable: tuple[str, ...] | None
     factored: dict[str, dict[str, Any]]
     fingerprint: str
     dtype: str
@@ -121,7 +123,7 @@ class Manifest:
                 f"{FORMAT_VERSION}. Build the ensemble again, or install the version that wrote it."
             )
         # What ensembles that were saved before had no need to say.
-        data = {"factored": {}, "calibration": None, **data}
+        data = {"factored": {}, "calibration": None, "trainable": None, **data}
         whole = re.compile(r"[0-9a-f]{64}")
         files = data.get("files")
         checks = {
@@ -136,6 +138,7 @@ class Manifest:
                 and isinstance(data["recipe"].get("settings"), dict)
             ),
             "perturbed": _texts(data.get("perturbed")),
+            "trainable": data.get("trainable") is None or _texts(data["trainable"]),
             "factored": isinstance(data.get("factored"), dict)
             and all(
                 isinstance(entry, dict)
@@ -165,7 +168,10 @@ class Manifest:
         if wrong := [name for name, fine in checks.items() if not fine]:
             raise ArtifactError(f"{MANIFEST}: missing or wrong: {', '.join(wrong)}. Build the ensemble again.")
         fields = {field.name for field in dataclasses.fields(Manifest)}
-        listed = {name: tuple(data[name]) for name in ("perturbed", "inputs", "outputs")}
+        listed = {
+            name: None if data[name] is None else tuple(data[name])
+            for name in ("perturbed", "trainable", "inputs", "outputs")
+        }
         return Manifest(**{**{name: value for name, value in data.items() if name in fields}, **listed})
 
 

@@ -139,15 +139,67 @@ def draw(
         return dtype if dtype and weights[name].is_floating_point() else weights[name].dtype
 
     factored, _ = factorable(program, structures(recipe, {name: weights[name] for name in names}))
-    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for name in names:
+    shapes = own_shapes({name: weights[name].shape for name in names}, factored, {name: kept(name) for name in names})
+    stacked = draw_own(recipe, weights, shapes, factored, count=count, seed=seed, device=device, progress=progress)
+    # Copies, so that training the model further does not change the ensemble.
+    shared = {n: w.to(device, kept(n), copy=True) for n, w in weights.items() if n not in stacked}
+    return Members(count, shared, stacked, factored, recipe.mixture(count))
+
+
+# Of what a member has of its own: dtype and shape by name.
+Own = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def own_shapes(
+    sizes: Mapping[str, Sequence[int]], factored: Mapping[str, Shape], dtypes: Mapping[str, torch.dtype]
+) -> Own:
+    """What one member has of its own.
+
+    Args:
+        sizes: shapes of the weights that differ between members.
+        factored: those of them that have factors.
+        dtypes: of the weights.
+    """
+    shapes: Own = {}
+    for name, size in sizes.items():
         if name in factored:
             left, right = factored[name].factors
-            shapes |= {name + LEFT: (kept(name), left), name + RIGHT: (kept(name), right)}
+            shapes |= {name + LEFT: (dtypes[name], left), name + RIGHT: (dtypes[name], right)}
         else:
-            shapes[name] = (kept(name), tuple(weights[name].shape))
-    require(sum(math.prod(shape) * kind.itemsize for kind, shape in shapes.values()), count, device)
+            shapes[name] = (dtypes[name], tuple(size))
+    return shapes
+
+
+def draw_own(
+    recipe: Perturbation,
+    weights: Weights,
+    shapes: Own,
+    factored: Mapping[str, Shape],
+    *,
+    count: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """What members have of their own, stacked, without what they share.
+
+    Args:
+        recipe: how.
+        weights: the trained weights, by name.
+        shapes: from :func:`own_shapes`.
+        factored: the weights of which only factors are drawn.
+        count, seed, device, progress: as for :func:`draw`.
+
+    Returns:
+        A tensor (count, *shape) for each of ``shapes``.
+
+    Raises:
+        MemoryLimitError: they do not fit, before anything is allocated.
+    """
+    require(bytes_of(shapes), count, device)
     stacked = {name: torch.empty((count, *shape), dtype=kind, device=device) for name, (kind, shape) in shapes.items()}
+    sides = {name + side for name in factored for side in (LEFT, RIGHT)}
+    names = [*(name for name in shapes if name not in sides), *factored]
     # Drawing works in float32 with a few temporaries of the slice's size.
     size = max(1, _SLICE_BYTES // max(1, 4 * max(math.prod(shape) for _, shape in shapes.values())))
     for start in range(0, count, size):
@@ -162,9 +214,12 @@ def draw(
             stacked[name + RIGHT][start : members.stop] = factors.right
         if progress:
             progress(members.stop, count)
-    # Copies, so that training the model further does not change the ensemble.
-    shared = {n: w.to(device, kept(n), copy=True) for n, w in weights.items() if n not in stacked}
-    return Members(count, shared, stacked, factored, recipe.mixture(count))
+    return stacked
+
+
+def bytes_of(shapes: Own) -> int:
+    """Bytes that one member has of its own."""
+    return sum(math.prod(shape) * kind.itemsize for kind, shape in shapes.values())
 
 
 def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device) -> Members:
