@@ -49,6 +49,7 @@ class Running:
         fitted = asked.calibration
         self._temperature = 1.0 if fitted is None else fitted.temperature
         self._noise = None if fitted is None else fitted.noise_variances
+        self._factors = None if fitted is None else fitted.variance_factors
         self._targets = dict(asked.targets)
         needs: dict[str, set[str]] = {head.name: {"deviation"} for head in asked.heads} if judged else {}
         for head, statistics in asked.statistics:
@@ -74,11 +75,18 @@ class Running:
         Args:
             outputs: flat, each (some members, ...).
         """
-        noise = None
-        if self._noise is not None:
-            noise = self._noise[self.count : self.count + outputs[0].shape[0]]
+        some = slice(self.count, self.count + outputs[0].shape[0])
+        noise = None if self._noise is None else self._noise[some]
+        factors = None if self._factors is None else self._factors[some]
         for head in self._heads:
-            found = sample(self.asked.task, head, outputs, temperature=self._temperature, noise_variances=noise)
+            found = sample(
+                self.asked.task,
+                head,
+                outputs,
+                temperature=self._temperature,
+                noise_variances=noise,
+                variance_factors=factors,
+            )
             if head.name in self._targets:
                 found = dataclasses.replace(found, log_likelihood=self._log_likelihood(head, found))
             self._moments[head.name].update(found)

@@ -101,6 +101,7 @@ def sample(
     *,
     temperature: float = 1.0,
     noise_variances: Tensor | None = None,
+    variance_factors: Tensor | None = None,
 ) -> Sample:
     """What members say.
 
@@ -108,6 +109,7 @@ def sample(
         outputs: flat outputs, each with a leading member dimension.
         temperature: what a classification's logits are divided by.
         noise_variances: of a regression, target², one for each of these members, (members,).
+        variance_factors: of a gaussian model, what the variance of each of these members is multiplied by, (members,).
     """
 
     def rows_first(index: int) -> Tensor:
@@ -121,7 +123,11 @@ def sample(
             p = logits.softmax(-1)
             return Sample(p, p * (1 - p), logits)
         case "gaussian":
-            return Sample(value, rows_first(head.outputs[1]))
+            variance = rows_first(head.outputs[1])
+            if variance_factors is not None:
+                factors = variance_factors.to(variance.device, variance.dtype)
+                variance = variance * factors.view(-1, *[1] * (value.ndim - 1))
+            return Sample(value, variance)
         case "regression" if noise_variances is not None:
             noise = noise_variances.to(value.device)
             return Sample(value, noise.view(-1, *[1] * (value.ndim - 1)))

@@ -15,7 +15,9 @@ from ensemble.tasks import Head
 
 IntervalScore = Literal["normalised", "cqr"]
 SetScore = Literal["lac", "aps"]
-_TENSORS = ("noise_variances", "interval_scores", "set_scores", "epistemic")
+# Of each member; the others are scores of rows, ascending.
+_OF_MEMBERS = ("noise_variances", "variance_factors")
+_TENSORS = (*_OF_MEMBERS, "interval_scores", "set_scores", "epistemic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Calibration:
     Args:
         temperature: a classification's logits are divided by it; > 0.
         noise_variances: of a regression, target², one for each member, (members,); None for the ensemble's one.
+        variance_factors: of a gaussian model, what the variance that each member states is multiplied by, (members,);
+            None for 1.
         confidence_level: of intervals and sets where none is asked for, in (0, 1).
         interval_score: what ``interval_scores`` are: "normalised", |y − mean| / std, or "cqr", conformalised quantile
             regression on the mixture's quantiles at ``confidence_level``.
@@ -44,6 +48,7 @@ class Calibration:
 
     temperature: float = 1.0
     noise_variances: Tensor | None = None
+    variance_factors: Tensor | None = None
     confidence_level: float = 0.9
     interval_score: IntervalScore | None = None
     interval_scores: Tensor | None = None
@@ -85,7 +90,7 @@ class Calibration:
 
     def described(self) -> dict[str, Any]:
         """The settings, with the number of rows in the place of each tensor of scores, as plain JSON values."""
-        rows = {f"{name}_rows": len(t) for name, t in self.tensors().items() if name != "noise_variances"}
+        rows = {f"{name}_rows": len(t) for name, t in self.tensors().items() if name not in _OF_MEMBERS}
         return {**self.settings(), **rows}
 
     def check(self, head: Head, members: int) -> None:
@@ -100,12 +105,13 @@ class Calibration:
         """
         wanted: dict[str, list[tuple[int, ...]]] = {
             "noise_variances": [(members,)],
+            "variance_factors": [(members,)],
             "interval_scores": [head.trailing, ()],
             "set_scores": [head.trailing[:-1], ()],
             "epistemic": [()],
         }
         for name, tensor in self.tensors().items():
-            shape = tuple(tensor.shape) if name == "noise_variances" else tuple(tensor.shape[1:])
+            shape = tuple(tensor.shape) if name in _OF_MEMBERS else tuple(tensor.shape[1:])
             if not tensor.numel() or shape not in wanted[name]:
                 raise ModelError(
                     f"The calibration's {name} have the shape {list(tensor.shape)}, which does not go with {members} "
@@ -135,10 +141,11 @@ class Calibration:
         for name, tensor in tensors.items():
             if tensor.ndim == 0 or not tensor.is_floating_point() or bool(tensor.isnan().any()):
                 raise ArtifactError(f"The calibration's {name} are no numbers. Fit the ensemble again.")
-            if name != "noise_variances" and bool((tensor[1:] < tensor[:-1]).any()):
+            if name not in _OF_MEMBERS and bool((tensor[1:] < tensor[:-1]).any()):
                 raise ArtifactError(f"The calibration's {name} are not ascending. Fit the ensemble again.")
-        if "noise_variances" in tensors and bool((tensors["noise_variances"] < 0).any()):
-            raise ArtifactError("The calibration's noise_variances are negative. Fit the ensemble again.")
+        for name in _OF_MEMBERS:
+            if name in tensors and bool((tensors[name] < 0).any()):
+                raise ArtifactError(f"The calibration's {name} are negative. Fit the ensemble again.")
         for kind in ("interval", "set"):
             if (settings[f"{kind}_score"] is None) != (f"{kind}_scores" not in tensors):
                 raise ArtifactError(f"The calibration has not both {kind}_score and {kind}_scores.")
