@@ -11,6 +11,7 @@ from ensemble.artifact import load
 from ensemble.calibration import Calibration
 from ensemble.compatibility import compatibility
 from ensemble.construct import perturb, stack
+from ensemble.contextual import Contextual
 from ensemble.ensemble import Ensemble
 from ensemble.errors import (
     ArtifactError,
@@ -22,20 +23,25 @@ from ensemble.errors import (
     RecipeError,
     StatisticError,
 )
+from ensemble.generation import generate
+from ensemble.hypernetwork import Hypernetwork
 from ensemble.perturbation import Learned, Perturbation, Recipe
 from ensemble.perturbation.gaussian import Gaussian
 from ensemble.perturbation.low_rank import LowRank
 from ensemble.perturbation.mixture import Mixture
 from ensemble.perturbation.rank_one import Rank1
+from ensemble.population import Population
 from ensemble.prediction import Prediction
 
 __all__ = [
     "ArtifactError",
     "Calibration",
+    "Contextual",
     "Ensemble",
     "EnsembledError",
     "ExportError",
     "Gaussian",
+    "Hypernetwork",
     "InputError",
     "Learned",
     "LowRank",
@@ -43,12 +49,14 @@ __all__ = [
     "Mixture",
     "ModelError",
     "Perturbation",
+    "Population",
     "Prediction",
     "Rank1",
     "Recipe",
     "RecipeError",
     "StatisticError",
     "compatibility",
+    "generate",
     "load",
     "perturb",
     "stack",
