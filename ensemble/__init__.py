@@ -7,8 +7,11 @@ p = ens.predict(x)                   # p.label, p.mean, p.predictive_entropy, p.
 ens.save("models/digits/1")
 """
 
+from ensemble.adaptation import adapt
 from ensemble.artifact import load
 from ensemble.calibration import Calibration
+from ensemble.calibration.fit import fit
+from ensemble.calibration.report import FitReport
 from ensemble.compatibility import compatibility
 from ensemble.construct import perturb, stack
 from ensemble.contextual import Contextual
@@ -26,28 +29,37 @@ from ensemble.errors import (
 from ensemble.generation import generate
 from ensemble.hypernetwork import Hypernetwork
 from ensemble.perturbation import Learned, Perturbation, Recipe
+from ensemble.perturbation.dropout import Dropout
 from ensemble.perturbation.gaussian import Gaussian
+from ensemble.perturbation.laplace import Laplace
 from ensemble.perturbation.low_rank import LowRank
 from ensemble.perturbation.mixture import Mixture
+from ensemble.perturbation.perturb_and_correct import PerturbAndCorrect
 from ensemble.perturbation.rank_one import Rank1
+from ensemble.perturbation.swag import Swag
 from ensemble.population import Population
 from ensemble.prediction import Prediction
+from ensemble.snapshots import SwagSnapshots
 
 __all__ = [
     "ArtifactError",
     "Calibration",
     "Contextual",
+    "Dropout",
     "Ensemble",
     "EnsembledError",
     "ExportError",
+    "FitReport",
     "Gaussian",
     "Hypernetwork",
     "InputError",
+    "Laplace",
     "Learned",
     "LowRank",
     "MemoryLimitError",
     "Mixture",
     "ModelError",
+    "PerturbAndCorrect",
     "Perturbation",
     "Population",
     "Prediction",
@@ -55,7 +67,11 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "StatisticError",
+    "Swag",
+    "SwagSnapshots",
+    "adapt",
     "compatibility",
+    "fit",
     "generate",
     "load",
     "perturb",

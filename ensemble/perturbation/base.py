@@ -72,7 +72,8 @@ class Recipe(ABC):
 
     @classmethod
     def candidates(cls) -> Iterable[Mapping[str, Any]]:
-        """Settings that :func:`ensemble.fit` compares on held-out data, the most telling first.
+        """Settings that :func:`ensemble.fit` compares on held-out data, the most telling first; the trained net alone
+        always is among them.
 
         Each holds what a recipe needs beyond its defaults; of a recipe that the caller made they replace its own. With
         none, as here, the recipe is compared as it is given, and not tried where the caller leaves the choice.

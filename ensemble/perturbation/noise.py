@@ -15,7 +15,7 @@ from ensemble.perturbation.base import Perturbation, as_patterns, choose
 from ensemble.random import root_mean_square, standard_normal
 
 # From coarse to fine, so that a search that is cut short has seen the whole range.
-_SCALES = (0.0, 0.1, 0.05, 0.2, 0.02, 0.4, 0.07, 0.14, 0.03, 0.28, 0.01, 0.56)
+_SCALES = (0.1, 0.05, 0.2, 0.02, 0.4, 0.07, 0.14, 0.03, 0.28, 0.01, 0.56)
 
 
 @dataclass(frozen=True)
