@@ -10,6 +10,7 @@ from typing import Any
 from app.protocol import (
     HEADER_LENGTH,
     LONGEST_TIMEOUT,
+    MOST_LEVELS,
     PRIORITIES,
     TIMEOUT_HEADER,
     explain_plain_options,
@@ -68,12 +69,28 @@ _ID: Schema = {"type": ["string", "number", "null"], "pattern": "^[A-Za-z0-9._:-
 _NAME: Schema = {"type": "string"}
 # How many members a model has, its own description says.
 _V2_MEANINGS, _PLAIN_MEANINGS = explain_v2_options(0), explain_plain_options(0)
+_LEVEL_TEXT = r"0?\.[0-9]{0,7}[1-9][0-9]{0,7}"
+_LEVEL: Schema = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _WISHES: dict[str, Schema] = {
     "members": {"type": ["integer", "null"], "minimum": 1, "description": "use only the first so many members"},
     "tolerance": {
         "type": ["number", "null"],
         "exclusiveMinimum": 0,
         "description": _V2_MEANINGS["tolerance"],
+    },
+    "confidence_level": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "exclusiveMaximum": 1,
+        "description": "of intervals and sets; the model's own if it is not given",
+    },
+    "levels": {
+        "description": _V2_MEANINGS["levels"],
+        "anyOf": [
+            {"type": "array", "minItems": 1, "maxItems": MOST_LEVELS, "items": _LEVEL},
+            {"type": "string", "pattern": f"^{_LEVEL_TEXT}(, ?{_LEVEL_TEXT}){{0,{MOST_LEVELS - 1}}}$"},
+            {**_LEVEL, "type": ["number", "null"]},
+        ],
     },
     "priority": {
         "type": ["integer", "null"],
@@ -143,6 +160,11 @@ PREDICT: Schema = {
             "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}],
         },
         "outputs": {"type": ["array", "null"], "items": _NAME, "description": "statistics to send back"},
+        "target": {
+            "description": "for outputs that are about a target, as log_prob: a list with one for each row, or an "
+            "object with a list for each",
+            "type": ["array", "object", "null"],
+        },
         "id": _ID,
         "parameters": _PLAIN_PARAMETERS,
     },
@@ -153,7 +175,12 @@ INFER: Schema = {
     "properties": {
         "id": _ID,
         "parameters": _V2_PARAMETERS,
-        "inputs": {"type": "array", "minItems": 1, "items": _TENSOR},
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "items": _TENSOR,
+            "description": "every input of the model, and for outputs that are about a target that target",
+        },
         "outputs": {
             "type": ["array", "null"],
             "items": {

@@ -17,8 +17,10 @@ from app.batching import Arrays, Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest, Unavailable
 from app.planning import PLAIN, Planning, Progress, batch_sizes, make_plan
 from app.protocol import Question, TensorSpec
+from ensemble.data import checked_targets
+from ensemble.statistics.table import CONFIDENCE_LEVEL, LEVELS
 
-_DATATYPES = {
+DATATYPES = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
     torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32", torch.int64: "INT64",
     torch.float32: "FP32", torch.float64: "FP64",
@@ -37,6 +39,8 @@ class OutputSpec:
         shape: -1 first for the batch.
         description, unit: what it is, for people.
         default: sent when nothing is selected.
+        uses: the parameters that it depends on, and "target" if it is about one.
+        keeps_members: whether every member's output of a row is needed at once.
     """
 
     name: str
@@ -45,6 +49,8 @@ class OutputSpec:
     description: str
     unit: str
     default: bool
+    uses: tuple[str, ...] = ()
+    keeps_members: bool = False
 
 
 @dataclass(eq=False)
@@ -59,6 +65,8 @@ class Served:
         max_batch: rows in one call, as many as its plan has a way for at most; lowered when memory runs out.
         inputs: what it takes.
         outputs: what may be asked of it, by name.
+        targets: of each output that is about a target, by the output's name, what the target must be.
+        lacking: what could be asked of it if it were made otherwise: by name, what to do.
         error: largest relative difference from the loop over members, found when it was loaded.
         weights: how each weight runs and why, for people.
         example_inputs, example_outputs: one row and its real answer, for the documentation.
@@ -72,6 +80,8 @@ class Served:
     max_batch: int
     inputs: tuple[TensorSpec, ...]
     outputs: dict[str, OutputSpec]
+    targets: dict[str, TensorSpec] = field(default_factory=dict)
+    lacking: dict[str, str] = field(default_factory=dict)
     error: float = 0.0
     weights: list[dict[str, Any]] = field(default_factory=list)
     example_inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -85,9 +95,47 @@ class Served:
         return tuple(name for name, output in self.outputs.items() if output.default)
 
     @property
+    def confidence_level(self) -> float:
+        """Of intervals and sets where a request gives none."""
+        fitted = self.ensemble.calibration
+        return CONFIDENCE_LEVEL if fitted is None else fitted.confidence_level
+
+    @property
     def details(self) -> dict[str, Any]:
         """What every answer says so that it can be replayed."""
         return {"members": len(self.ensemble), "seed": self.ensemble.origin.seed}
+
+    def plainest(self, question: Question, outputs: Collection[str]) -> Question:
+        """The same question without what says nothing new of these outputs, so that more requests share calls."""
+        if question == Question():
+            return question
+        used = {parameter for name in outputs for parameter in self.outputs[name].uses}
+        level, levels = question.confidence_level, question.levels
+        return replace(
+            question,
+            # Who asks for all of them shares calls with those who do not say.
+            members=None if question.members == len(self.ensemble) else question.members,
+            confidence_level=None if "confidence_level" not in used or level == self.confidence_level else level,
+            levels=None if "levels" not in used or levels == LEVELS else levels,
+        )
+
+    def check_targets(self, targets: Arrays, rows: int) -> None:
+        """That targets are such as the model could give.
+
+        Args:
+            targets: by name, of the datatypes and shapes of :attr:`targets`.
+            rows: how many.
+
+        Raises:
+            BadRequest: a class that there is not, or no number.
+        """
+        heads = self.ensemble.outputs.targets()
+        for output, spec in self.targets.items():
+            if spec.name in targets:
+                try:
+                    checked_targets(to_tensor(targets[spec.name]), rows, self.ensemble.task, heads[output][0])
+                except ensemble.InputError as error:
+                    raise BadRequest(f"{spec.subject} cannot be used: {error}") from None
 
     def infer(self, inputs: Arrays, outputs: Collection[str]) -> dict[str, NDArray[Any]]:
         """Answer a batch of any size, all members. Runs on the engine's thread.
@@ -122,17 +170,23 @@ class Served:
         tensors = {spec.name: to_tensor(call.inputs[spec.name]) for spec in self.inputs}
         try:
             found = self.ensemble.predict(
-                tensors, statistics=list(call.outputs), members=question.members, tolerance=question.tolerance
+                tensors,
+                statistics=list(call.outputs),
+                members=question.members,
+                tolerance=question.tolerance,
+                confidence_level=question.confidence_level,
+                levels=question.levels,
+                target=self.target_of(call),
             )
             flat = found.flat()
             arrays = {name: flat[name].cpu().numpy() for name in call.outputs}
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 if self.ensemble.device.type == "cuda":
                     # What earlier calls left behind may be in pieces that are too small.
                     torch.cuda.empty_cache()
                 raise OutOfMemory(f"not enough memory for {call.rows} rows") from error
-            if not self._example_works():
+            if not self.example_works():
                 raise
             # Shapes and datatypes were checked before, so it is the values.
             raise BadRequest(
@@ -142,7 +196,17 @@ class Served:
         members = question.members if found.counts is None else found.counts.numpy()
         return Outcome(arrays, members, non_finite_rows(arrays))
 
-    def _example_works(self) -> bool:
+    def target_of(self, call: Call) -> Any:
+        """The target of a call, as the library takes it; None if no output is about one."""
+        found = {
+            self.ensemble.outputs.targets()[name][0].name: to_tensor(call.inputs[self.targets[name].name])
+            for name in call.outputs
+            if name in self.targets
+        }
+        return next(iter(found.values()), None) if len(self.ensemble.outputs.heads) == 1 else found or None
+
+    def example_works(self) -> bool:
+        """Whether the model can be evaluated on its example; then it is the values if it cannot be on others."""
         try:
             self.ensemble.predict(dict(zip((s.name for s in self.inputs), self.ensemble.example(1), strict=True)))
         except Exception:
@@ -151,14 +215,25 @@ class Served:
         return True
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was not enough memory for what was tried."""
     # On the CPU PyTorch has no class of its own for it.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def wrap(name: str, version: str, made: ensemble.Ensemble, max_batch: int) -> Served:
     """An ensemble that is loaded already, neither measured nor checked."""
-    return Served(name, version, made, max_batch, _input_specs(made), _output_specs(made))
+    inputs = _input_specs(made)
+    return Served(
+        name,
+        version,
+        made,
+        max_batch,
+        inputs,
+        _output_specs(made),
+        _target_specs(made, {spec.name for spec in inputs}),
+        made.unavailable_statistics(),
+    )
 
 
 def load(
@@ -208,14 +283,27 @@ def load(
 
 
 def _input_specs(made: ensemble.Ensemble) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(spec.name, _DATATYPES[spec.dtype], spec.shape) for spec in made.program.inputs)
+    return tuple(TensorSpec(spec.name, DATATYPES[spec.dtype], spec.shape) for spec in made.program.inputs)
 
 
 def _output_specs(made: ensemble.Ensemble) -> dict[str, OutputSpec]:
     return {
-        name: OutputSpec(name, _DATATYPES[s.dtype], (-1, *shape), s.description, s.unit, s.default)
+        name: OutputSpec(
+            name, DATATYPES[s.dtype], (-1, *shape), s.description, s.unit, s.default, s.uses, s.keeps_members
+        )
         for name, (s, shape) in made.described_statistics().items()
     }
+
+
+def _target_specs(made: ensemble.Ensemble, taken: Collection[str]) -> dict[str, TensorSpec]:
+    found = {}
+    for output, (head, shape) in made.outputs.targets().items():
+        # "target", or "policy.target" of several outputs; another name where the model has an input of this one.
+        name = f"{output.removesuffix('log_prob')}target"
+        name = f"{output}.target" if name in taken else name
+        dtype = torch.int64 if made.task == "classification" else made.program.outputs[head.outputs[0]].dtype
+        found[output] = TensorSpec(name, DATATYPES[dtype], (-1, *shape))
+    return found
 
 
 def few_digits(array: NDArray[Any]) -> NDArray[Any]:

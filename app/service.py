@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -141,17 +140,16 @@ class Service:
             raise BadRequest(f"members must be between 1 and {count}, however: {question.members}")
         if question.tolerance is not None:
             _check_tolerance(model, outputs, question.tolerance)
-        if question.members == count:
-            # Who asks for all of them shares calls with those who do not say.
-            question = replace(question, members=None)
+        if request.targets:
+            model.check_targets(request.targets, request.rows)
         timeout = self.settings.default_timeout if options.timeout is None else options.timeout
         received = time.perf_counter() if arrived is None else arrived
         return await self.batcher.submit(
             model,
-            request.inputs,
+            {**request.inputs, **request.targets} if request.targets else request.inputs,
             outputs,
             request.rows,
-            question=question,
+            question=model.plainest(question, outputs),
             priority=options.priority,
             deadline=math.inf if timeout is None else received + timeout,
         )
@@ -177,5 +175,5 @@ def _check_tolerance(model: Served, outputs: Sequence[str], tolerance: float) ->
     if not 0 < tolerance < math.inf:
         raise BadRequest(f"tolerance must be a number above 0, however: {tolerance}")
     # Every member's output of a row that needs few would be shorter than that of one that needs many.
-    if ragged := next((name for name in outputs if -1 in model.outputs[name].shape[1:]), None):
+    if ragged := next((name for name in outputs if model.outputs[name].keeps_members), None):
         raise BadRequest(f"output {ragged!r} cannot be asked for with a tolerance; ask for it with members")

@@ -41,7 +41,11 @@ class Outputs:
 
     @cached_property
     def _lacking(self) -> dict[str, str]:
-        return table.unavailable(self.task, self.noise_variance, self.calibration)
+        found = table.unavailable(self.task, self.noise_variance, self.calibration)
+        if len(self.heads) == 1:
+            return found
+        several = "is not there for a model with several outputs; make an ensemble for each of them, and fit that."
+        return {name: f"{name} {several}" if name in table.FITTED else why for name, why in found.items()}
 
     @cached_property
     def _defaults(self) -> tuple[tuple[Head, tuple[Statistic, ...]], ...]:

@@ -86,6 +86,9 @@ class AsyncClient:
         version: str | None = None,
         members: int | None = None,
         tolerance: float | None = None,
+        confidence_level: float | None = None,
+        levels: Sequence[float] | None = None,
+        target: Mapping[str, ArrayLike] | ArrayLike | None = None,
         priority: int | None = None,
         timeout: float | Own | None = Own.TIMEOUT,
         request_id: str | None = None,
@@ -99,19 +102,23 @@ class AsyncClient:
             model, version: which to ask.
             members: use only the first so many.
             tolerance: evaluate members until the standard error of the mean is at most this.
+            confidence_level: of intervals and sets, between 0 and 1; the model's own by default.
+            levels: of quantiles, each between 0 and 1; 0.05, 0.5 and 0.95 by default.
+            target: for ``log_prob``, one for each row; of a model with several outputs an array for each target by its
+                name in the model's metadata.
             priority: 1 (most urgent) to 9.
             timeout: seconds, as in the constructor; the service is told them, and computes nothing after.
             request_id: under which the service's log should have it.
 
         Raises:
-            InputError: the inputs are not what the model takes; nothing was sent.
+            InputError: the inputs or the target are not what the model takes; nothing was sent.
             ClientError: any other; see :mod:`app.client.errors`.
         """
         attempts = self._settled.attempts(timeout)
         name = model or self._settled.model or calls.only_model(await self._index(attempts))
         takes = await self._takes(name, version, attempts)
-        parameters = {"members": members, "tolerance": tolerance, "priority": priority}
-        request = self._settled.infer(takes, inputs, outputs, version, request_id, parameters)
+        parameters = calls.parameters(members, tolerance, confidence_level, levels, priority)
+        request = self._settled.infer(takes, inputs, target, outputs, version, request_id, parameters)
         try:
             response = await self._send(request, attempts)
         except (BadRequest, NotFound):

@@ -102,6 +102,7 @@ class Settled:
         self,
         takes: Inputs,
         inputs: Mapping[str, ArrayLike] | ArrayLike,
+        target: Mapping[str, ArrayLike] | ArrayLike | None,
         outputs: Sequence[str] | None,
         version: str | None,
         request_id: str | None,
@@ -110,12 +111,12 @@ class Settled:
         """The request for an inference.
 
         Raises:
-            InputError: the inputs are not what the model takes.
+            InputError: the inputs or the target are not what the model takes.
             ValueError: the request id has other characters than the service accepts.
         """
         if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
             raise ValueError(f"request_id must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, however: {request_id!r}")
-        content, headers = encode(inputs, takes, outputs, parameters, binary=self.binary)
+        content, headers = encode(inputs, takes, outputs, parameters, binary=self.binary, target=target)
         if request_id is not None:
             headers["x-request-id"] = request_id
         return self.request("POST", f"{model_path(takes.model, version)}/infer", content, headers)
@@ -128,6 +129,23 @@ class Settled:
     def forget(self, name: str, version: str | None) -> None:
         """After a refusal, since another version may take other inputs."""
         self.known.pop((name, version), None)
+
+
+def parameters(
+    members: int | None,
+    tolerance: float | None,
+    confidence_level: float | None,
+    levels: Sequence[float] | None,
+    priority: int | None,
+) -> dict[str, Any]:
+    """What a call says, as the parameters of its request."""
+    return {
+        "members": members,
+        "tolerance": tolerance,
+        "confidence_level": confidence_level,
+        "levels": None if levels is None else [float(level) for level in levels],
+        "priority": priority,
+    }
 
 
 @functools.lru_cache(256)

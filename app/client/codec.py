@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,17 @@ _TIMING = re.compile(r"\s*([a-z]+);dur=([0-9]+(?:\.[0-9]+)?)\s*")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model takes, from its metadata: the datatype of each input by its name."""
+    """What a model takes, from its metadata.
+
+    Attributes:
+        model: its name.
+        datatypes: of each input, by its name.
+        targets: of each target that an output may be about, by its name.
+    """
 
     model: str
     datatypes: Mapping[str, Datatype]
+    targets: Mapping[str, Datatype] = field(default_factory=dict)
 
 
 def read_metadata(document: Mapping[str, Any]) -> Inputs:
@@ -36,8 +43,10 @@ def read_metadata(document: Mapping[str, Any]) -> Inputs:
         InvalidAnswer: it is no metadata, or has a datatype that is not known here.
     """
     try:
-        return Inputs(str(document["name"]), {str(s["name"]): DATATYPES[s["datatype"]] for s in document["inputs"]})
-    except (KeyError, TypeError) as error:
+        targets = (document.get("parameters") or {}).get("targets") or ()
+        given = [{str(s["name"]): DATATYPES[s["datatype"]] for s in specs} for specs in (document["inputs"], targets)]
+        return Inputs(str(document["name"]), *given)
+    except (KeyError, TypeError, AttributeError) as error:
         raise InvalidAnswer(f"the service's metadata cannot be read: {error} is missing or not known") from None
 
 
@@ -48,6 +57,7 @@ def encode(
     parameters: Mapping[str, Any],
     *,
     binary: bool,
+    target: Mapping[str, ArrayLike] | ArrayLike | None = None,
 ) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of a request.
 
@@ -57,14 +67,17 @@ def encode(
         outputs: which to ask for; None for the model's defaults.
         parameters: of the request.
         binary: whether tensors go and come as bytes rather than JSON.
+        target: of outputs that are about one, an array for each by name, or the one that there may be.
 
     Raises:
         InputError: a name is missing or unknown, or an array is not what the model takes.
     """
     tensors: list[dict[str, Any]] = []
     tail: list[memoryview] = []
-    for name, array in _named(inputs, takes).items():
-        datatype = takes.datatypes[name]
+    arrays = [(name, array, takes.datatypes[name]) for name, array in _named(inputs, takes).items()]
+    if target is not None:
+        arrays += [(name, array, takes.targets[name]) for name, array in _named_targets(target, takes).items()]
+    for name, array, datatype in arrays:
         given = _converted(array, datatype, name)
         tensor: dict[str, Any] = {"name": name, "shape": list(given.shape), "datatype": datatype.name}
         if binary:
@@ -137,6 +150,20 @@ def _named(inputs: Mapping[str, ArrayLike] | ArrayLike, takes: Inputs) -> Mappin
     if missing := [name for name in takes.datatypes if name not in inputs]:
         raise InputError(f"model {takes.model!r} takes {names}, however: {', '.join(map(repr, missing))} missing")
     return inputs
+
+
+def _named_targets(target: Mapping[str, ArrayLike] | ArrayLike, takes: Inputs) -> Mapping[str, ArrayLike]:
+    names = ", ".join(map(repr, takes.targets))
+    if not takes.targets:
+        raise InputError(f"no output of model {takes.model!r} is about a target")
+    if not isinstance(target, Mapping):
+        if len(takes.targets) != 1:
+            raise InputError(f"model {takes.model!r} takes the targets {names}: give a dict with those asked about")
+        return {next(iter(takes.targets)): target}
+    for name in target:
+        if name not in takes.targets:
+            raise InputError(f"model {takes.model!r} takes the targets {names}, however: {name!r}")
+    return target
 
 
 def _converted(given: ArrayLike, datatype: Datatype, name: str) -> NDArray[Any]:

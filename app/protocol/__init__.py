@@ -16,6 +16,7 @@ from app.protocol.document import parse_json
 from app.protocol.options import (
     DEFAULT_PRIORITY,
     LONGEST_TIMEOUT,
+    MOST_LEVELS,
     PRIORITIES,
     TIMEOUT_HEADER,
     explain_plain_options,
@@ -32,6 +33,7 @@ __all__ = [
     "DEFAULT_PRIORITY",
     "HEADER_LENGTH",
     "LONGEST_TIMEOUT",
+    "MOST_LEVELS",
     "PRIORITIES",
     "TIMEOUT_HEADER",
     "Datatype",

@@ -2,9 +2,9 @@
 
     {"inputs": [[...], ...], "outputs": ["mean", "std"], "id": "a-1", "parameters": {"members": 16}}
 
-`inputs` is a list of rows for a model with one input, or an object with a list of rows for each input. All
-else may be left out. As people make typing errors, a key that is not known is an error here, where V2 would
-ignore it.
+`inputs` is a list of rows for a model with one input, or an object with a list of rows for each input. `target` is the
+same for outputs that are about a target. All else may be left out. As people make typing errors, a key that is not
+known is an error here, where V2 would ignore it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,9 +17,11 @@ from app.errors import BadRequest
 from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_plain_options
 from app.protocol.request import (
+    NOTHING,
     InferRequest,
     RequestedOutput,
     check_output_name,
+    check_targets,
     common_rows,
     optional_object,
     read_id,
@@ -27,9 +29,9 @@ from app.protocol.request import (
 from app.protocol.tensors import TensorSpec, array_from_json, array_to_json
 from app.protocol.wording import describe, listing, quote
 
-__all__ = ["decode_predict", "encode_predict"]
+__all__ = ["decode_predict", "encode_predict", "named_arrays", "read_outputs"]
 
-_KEYS = ("inputs", "outputs", "id", "parameters")
+_KEYS = ("inputs", "outputs", "id", "parameters", "target")
 
 
 def decode_predict(
@@ -40,6 +42,8 @@ def decode_predict(
     *,
     most_members: int = MOST_MEMBERS,
     timeout: float | None = None,
+    targets: Mapping[str, TensorSpec] = NOTHING,
+    lacking: Mapping[str, str] = NOTHING,
 ) -> InferRequest:
     """Decodes a body of the plain API; every way in which it can be wrong is a `BadRequest`.
 
@@ -50,6 +54,8 @@ def decode_predict(
         default_outputs: what a client that asks for nothing gets.
         most_members: how many members the model has.
         timeout: seconds, what `parse_timeout` gave.
+        targets: of each output that is about a target, by the output's name, what the target must be.
+        lacking: outputs that the model would have if it were made otherwise: by name, what to do.
     """
     document = parse_json(body)
     for key in document:
@@ -58,15 +64,18 @@ def decode_predict(
     parameters = optional_object(document, "parameters", "parameters")
     options = read_plain_options(parameters, most_members=most_members, timeout=timeout)
     request_id = read_id(document)
-    requested = _read_outputs(document.get("outputs"), outputs, default_outputs)
-    by_name = _by_name(document.get("inputs"), specs)
+    requested = read_outputs(document.get("outputs"), outputs, default_outputs, lacking)
     booleans = may_hold_booleans(body)
-    arrays = {
-        spec.name: array_from_json(by_name[spec.name], spec, may_hold_booleans=booleans)
-        for spec in specs
-        if spec.name in by_name
-    }
-    return InferRequest(request_id, arrays, requested, common_rows(arrays, specs), options)
+    arrays = named_arrays(document.get("inputs"), "inputs", specs, booleans)
+    rows = common_rows(arrays, specs)
+    asked = {}
+    if (given := document.get("target")) is not None:
+        if not targets:
+            raise BadRequest("target must be left out: no output of this model is about a target")
+        asked = named_arrays(given, "target", tuple(targets.values()), booleans)
+    if targets:
+        check_targets(asked, rows, requested, targets)
+    return InferRequest(request_id, arrays, requested, rows, options, asked)
 
 
 def encode_predict(
@@ -101,26 +110,46 @@ def encode_predict(
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _by_name(inputs: object, specs: Sequence[TensorSpec]) -> dict[str, Any]:
+def named_arrays(given: object, key: str, specs: Sequence[TensorSpec], booleans: bool) -> dict[str, NDArray[Any]]:
+    """The arrays of named tensors that a body has under a key, or of the only one without its name.
+
+    Args:
+        given: what stands under the key.
+        key: for errors.
+        specs: what may be there; what is not there is not looked for.
+        booleans: whether the document may hold `true` or `false`, as for `array_from_json`.
+    """
+    by_name = _by_name(given, key, specs)
+    return {
+        spec.name: array_from_json(by_name[spec.name], spec, may_hold_booleans=booleans)
+        for spec in specs
+        if spec.name in by_name
+    }
+
+
+def _by_name(given: object, key: str, specs: Sequence[TensorSpec]) -> dict[str, Any]:
     names = listing(spec.name for spec in specs)
-    if isinstance(inputs, dict):
-        for name in inputs:
+    if isinstance(given, dict):
+        for name in given:
             if all(name != spec.name for spec in specs):
-                raise BadRequest(f"inputs must be named among {names}, however: {quote(name)}")
-        return inputs
+                raise BadRequest(f"{key} must be named among {names}, however: {quote(name)}")
+        return given
     if len(specs) > 1:
-        raise BadRequest(f"inputs must be an object with a list for each of {names}, however: {describe(inputs)}")
-    if not isinstance(inputs, list):
-        raise BadRequest(f"inputs must be a list of rows, such as [[...], ...], however: {describe(inputs)}")
-    return {specs[0].name: inputs}
+        raise BadRequest(f"{key} must be an object with a list for each of {names}, however: {describe(given)}")
+    if not isinstance(given, list):
+        raise BadRequest(f"{key} must be a list of rows, such as [[...], ...], however: {describe(given)}")
+    return {specs[0].name: given}
 
 
-def _read_outputs(names: object, allowed: Collection[str], defaults: Sequence[str]) -> tuple[RequestedOutput, ...]:
+def read_outputs(
+    names: object, allowed: Collection[str], defaults: Sequence[str], lacking: Mapping[str, str] = NOTHING
+) -> tuple[RequestedOutput, ...]:
+    """The outputs that a body asks for by a list of names; the default ones if it asks for none."""
     if names is None or names == []:
         return tuple(map(RequestedOutput, defaults))
     if not isinstance(names, list):
         raise BadRequest(f"outputs must be a list of names among {listing(allowed)}, however: {describe(names)}")
     requested: dict[str, RequestedOutput] = {}
     for name in names:
-        requested[name] = RequestedOutput(check_output_name(name, allowed, requested))
+        requested[name] = RequestedOutput(check_output_name(name, allowed, requested, lacking))
     return tuple(requested.values())

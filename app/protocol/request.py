@@ -6,8 +6,9 @@ clients write all their fields.
 """
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -22,11 +23,13 @@ __all__ = [
     "Question",
     "RequestedOutput",
     "check_output_name",
+    "check_targets",
     "common_rows",
     "optional_object",
     "read_id",
 ]
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 # Ids are echoed in answers and written to logs, hence an allow-list.
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
@@ -47,7 +50,7 @@ class Question:
         members: use only the first so many members; all by default.
         tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this, each row alone.
         confidence_level: of intervals and sets, between 0 and 1; the model's own by default.
-        levels: of quantiles, ascending, between 0 and 1; the library's default ones by default.
+        levels: of quantiles, each between 0 and 1, in the order of the answer; the library's default ones by default.
     """
 
     members: int | None = None
@@ -82,6 +85,8 @@ class InferRequest:
         outputs: what to send back, in the order asked for.
         rows: the size of the batch, which all inputs share.
         options: how it wants to be answered.
+        targets: one array for each output that is asked for and is about a target, such as a log-likelihood; by the
+            target's name.
     """
 
     id: str | None
@@ -89,6 +94,7 @@ class InferRequest:
     outputs: tuple[RequestedOutput, ...]
     rows: int
     options: Options = Options()
+    targets: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def read_id(document: dict[str, Any]) -> str | None:
@@ -112,10 +118,21 @@ def optional_object(holder: dict[str, Any], key: str, subject: str) -> dict[str,
     return value
 
 
-def check_output_name(name: object, allowed: Collection[str], taken: Collection[str]) -> str:
-    """An output's name, once it is known to be the model's and asked for only once."""
+def check_output_name(
+    name: object, allowed: Collection[str], taken: Collection[str], lacking: Mapping[str, str] = NOTHING
+) -> str:
+    """An output's name, once it is known to be the model's and asked for only once.
+
+    Args:
+        name: what the client sent.
+        allowed: the model's outputs.
+        taken: those that were asked for already.
+        lacking: outputs that it would have if it were made otherwise: by name, what to do.
+    """
     if not isinstance(name, str):
         raise BadRequest(f"an output's name must be text, however: {describe(name)}")
+    if name in lacking:
+        raise BadRequest(f"output {name!r} is not there: {lacking[name]}")
     if name not in allowed:
         raise BadRequest(f"output must be one of {listing(allowed)}, however: {quote(name)}")
     if name in taken:
@@ -137,3 +154,30 @@ def common_rows(inputs: dict[str, NDArray[Any]], specs: Sequence[TensorSpec]) ->
                 f"{name!r} has {len(array)}"
             )
     return rows
+
+
+def check_targets(
+    given: Mapping[str, NDArray[Any]],
+    rows: int,
+    outputs: Sequence[RequestedOutput],
+    targets: Mapping[str, TensorSpec],
+) -> None:
+    """That there is a target for each output that is about one, and no other.
+
+    Args:
+        given: by the target's name.
+        rows: of the request.
+        outputs: what is asked for.
+        targets: of each output that is about a target, by the output's name, what the target must be.
+    """
+    wanted = {targets[output.name].name: output.name for output in outputs if output.name in targets}
+    for spec in targets.values():
+        if spec.name in wanted and spec.name not in given:
+            raise BadRequest(f"output {wanted[spec.name]!r} must come with {spec.subject} of the shape {spec.layout}")
+        if spec.name in given and spec.name not in wanted:
+            output = next(name for name, other in targets.items() if other is spec)
+            raise BadRequest(f"{spec.subject} must come with output {output!r} asked for, which it is for")
+        if spec.name in given and len(given[spec.name]) != rows:
+            raise BadRequest(
+                f"{spec.subject} must have {rows} rows, as the inputs have, however: {len(given[spec.name])}"
+            )

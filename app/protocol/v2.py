@@ -17,10 +17,12 @@ from app.errors import BadRequest
 from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_v2_options
 from app.protocol.request import (
+    NOTHING,
     InferRequest,
     Options,
     RequestedOutput,
     check_output_name,
+    check_targets,
     common_rows,
     optional_object,
     read_id,
@@ -54,6 +56,8 @@ def decode_infer(
     *,
     most_members: int = MOST_MEMBERS,
     timeout: float | None = None,
+    targets: Mapping[str, TensorSpec] = NOTHING,
+    lacking: Mapping[str, str] = NOTHING,
 ) -> InferRequest:
     """Decodes an infer request; every way in which it can be wrong is a `BadRequest`.
 
@@ -65,6 +69,9 @@ def decode_infer(
         json_length: what `parse_header_length` gave.
         most_members: how many members the model has.
         timeout: seconds, what `parse_timeout` gave.
+        targets: of each output that is about a target, by the output's name, what the target must be. It comes as
+            one input more.
+        lacking: outputs that the model would have if it were made otherwise: by name, what to do.
     """
     if json_length == 0:
         return _decode_raw(body, specs, default_outputs, Options(timeout=timeout))
@@ -74,9 +81,16 @@ def decode_infer(
     options = read_v2_options(parameters, most_members=most_members, timeout=timeout)
     binary_default = _read_flag(parameters.get("binary_data_output"), "parameters.binary_data_output", False)
     request_id = read_id(document)
-    requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default)
-    inputs = _read_inputs(document.get("inputs"), specs, tail, json_length is not None, may_hold_booleans(text))
-    return InferRequest(request_id, inputs, requested, common_rows(inputs, specs), options)
+    requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default, lacking)
+    known = (*specs, *targets.values()) if targets else specs
+    inputs = _read_inputs(document.get("inputs"), known, tail, json_length is not None, may_hold_booleans(text))
+    asked = {}
+    if targets:
+        asked = {spec.name: inputs.pop(spec.name) for spec in targets.values() if spec.name in inputs}
+    rows = common_rows(inputs, specs)
+    if targets:
+        check_targets(asked, rows, requested, targets)
+    return InferRequest(request_id, inputs, requested, rows, options, asked)
 
 
 def _split(body: bytes, json_length: int | None) -> tuple[bytes, memoryview]:
@@ -190,7 +204,11 @@ def _read_binary_size(entry: dict[str, Any], spec: TensorSpec, has_tail: bool) -
 
 
 def _read_outputs(
-    entries: object, allowed: Collection[str], defaults: Sequence[str], binary_default: bool
+    entries: object,
+    allowed: Collection[str],
+    defaults: Sequence[str],
+    binary_default: bool,
+    lacking: Mapping[str, str],
 ) -> tuple[RequestedOutput, ...]:
     if entries is None or entries == []:
         return tuple(RequestedOutput(name, binary_default) for name in defaults)
@@ -200,7 +218,7 @@ def _read_outputs(
     for entry in entries:
         if not isinstance(entry, dict):
             raise BadRequest(f"outputs must hold objects with a name, however: {describe(entry)}")
-        name = check_output_name(entry.get("name"), allowed, requested)
+        name = check_output_name(entry.get("name"), allowed, requested, lacking)
         parameters = optional_object(entry, "parameters", f"parameters of output {name!r}")
         for refused in _REFUSED_OUTPUT_PARAMETERS:
             if refused in parameters:

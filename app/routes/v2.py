@@ -84,7 +84,7 @@ async def infer_with_version(request: Request, name: str, version: str) -> Respo
 
 def _metadata(request: Request, name: str, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
-    return json_response(metadata(request, model, explain_v2_options(len(model.ensemble))))
+    return json_response(metadata(request, model, explain_v2_options(len(model.ensemble), model.confidence_level)))
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
@@ -104,6 +104,8 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         parse_header_length(request.headers.get(HEADER_LENGTH)),
         most_members=len(model.ensemble),
         timeout=timeout_of(request),
+        targets=model.targets,
+        lacking=model.lacking,
     )
     answer = await ask(request, model, asked)
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
@@ -123,7 +125,12 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
                 "name": o.name,
                 "datatype": o.datatype,
                 "shape": list(o.shape),
-                "parameters": {"description": o.description, "unit": o.unit, "default": o.default},
+                "parameters": {
+                    "description": o.description,
+                    "unit": o.unit,
+                    "default": o.default,
+                    **({"uses": list(o.uses)} if o.uses else {}),
+                },
             }
             for o in model.outputs.values()
         ],
@@ -131,5 +138,16 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
             **model.details,
             "task": model.ensemble.task,
             "request_parameters": request_parameters,
+            **({"targets": _targets(model)} if model.targets else {}),
+            **({"calibration": fitted.described()} if (fitted := model.ensemble.calibration) else {}),
+            **({"not_fitted": model.lacking} if model.lacking else {}),
         },
     }
+
+
+def _targets(model: Served) -> list[dict[str, Any]]:
+    """Inputs that are sent only with an output that is about a target."""
+    return [
+        {"name": s.name, "datatype": s.datatype, "shape": list(s.shape), "output": output}
+        for output, s in model.targets.items()
+    ]

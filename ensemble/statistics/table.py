@@ -15,6 +15,8 @@ from ensemble.statistics.mixture import quantiles
 from ensemble.statistics.moments import Moments, entropy
 from ensemble.tasks import Head, Task
 
+# What only fitting can give.
+FITTED = ("prediction_interval", "prediction_set", "ood_score", "abstain")
 CONFIDENCE_LEVEL = 0.9
 LEVELS = (0.05, 0.5, 0.95)
 

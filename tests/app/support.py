@@ -78,6 +78,11 @@ def build_models(root: Path) -> None:
     ensemble.perturb(Pair(), recipe, members=MEMBERS, example=example, task="raw").save(root / "pair" / "1")
 
 
+def askable(made: ensemble.Ensemble) -> list[str]:
+    """The statistics that need nothing but the model's inputs, by name."""
+    return [name for name, s in made.available_statistics().items() if "target" not in s.uses]
+
+
 def expected(made: ensemble.Ensemble, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> Any:
     """What the library itself says, as arrays by name."""
     prediction = made.predict({name: torch.from_numpy(array) for name, array in inputs.items()}, statistics=outputs)

@@ -17,6 +17,7 @@ import pytest
 from tests.app.support import (
     MEMBERS,
     PATIENCE,
+    askable,
     assert_same,
     command,
     expected,
@@ -35,7 +36,7 @@ MODELS = ("classes", "house", "weather", "pair")
 @pytest.mark.parametrize("model", MODELS)
 def test_both_protocols_say_what_the_library_says_of_every_statistic(client, loaded, model):
     inputs = rows_of(model, 3)
-    every = list(loaded[model].available_statistics())
+    every = askable(loaded[model])
     want = expected(loaded[model], inputs, every)
     plain = client.post(f"/v1/models/{model}/predict", json=plain_body(inputs, every))
     v2 = client.post(f"/v2/models/{model}/infer", json=v2_body(inputs, every))
@@ -48,7 +49,7 @@ def test_both_protocols_say_what_the_library_says_of_every_statistic(client, loa
 @pytest.mark.parametrize("model", MODELS)
 def test_each_statistic_can_be_asked_for_alone(client, loaded, model):
     inputs = rows_of(model, 2)
-    for name in loaded[model].available_statistics():
+    for name in askable(loaded[model]):
         answer = client.post(f"/v2/models/{model}/infer", json=v2_body(inputs, [name])).json()
         assert_same(v2_arrays(answer), expected(loaded[model], inputs, [name]))
 
@@ -97,7 +98,7 @@ def test_64_clients_at_once_get_each_what_they_get_alone(service, loaded):
 
     async def one(client: httpx.AsyncClient, model: str, api: str, rows: int, outputs: str | None, seed: int):
         inputs = rows_of(model, rows, seed)
-        names = list(loaded[model].available_statistics()) if outputs else None
+        names = askable(loaded[model]) if outputs else None
         if api == "v1":
             reply = await client.post(f"/v1/models/{model}/predict", json=plain_body(inputs, names))
             return reply.status_code, reply.json()["outputs"]
@@ -116,7 +117,7 @@ def test_64_clients_at_once_get_each_what_they_get_alone(service, loaded):
         for (model, _, rows, outputs, seed), (status, got), (_, single) in zip(QUESTIONS, together, alone, strict=True):
             assert status == 200
             assert_same(got, {name: np.asarray(value) for name, value in single.items()})
-            names = list(loaded[model].available_statistics()) if outputs else None
+            names = askable(loaded[model]) if outputs else None
             assert_same(got, expected(loaded[model], rows_of(model, rows, seed), names))
     calls = sum(service.metric("ensembled_batch_rows_count", model=m) - before[m] for m in MODELS)
     assert calls <= 4 * 64

@@ -108,7 +108,9 @@ def test_examples_and_answers_fit_their_schemas(client, document, path):
 @pytest.mark.parametrize(
     "parameters",
     [{"members": 0}, {"members": 1.5}, {"members": True}, {"tolerance": 0}, {"priority": 10}, {"priority": "1"},
-     {"timeout": 0}, {"timeout_seconds": 0}, {"sequence_id": 7}, {"members": 2}, {"tolerance": 0.5, "priority": 9}, {}],
+     {"timeout": 0}, {"timeout_seconds": 0}, {"sequence_id": 7}, {"members": 2}, {"tolerance": 0.5, "priority": 9}, {},
+     {"confidence_level": 1}, {"confidence_level": 0.5},
+     {"levels": []}, {"levels": [0.5, 1]}, {"levels": "0.1, 0.9"}, {"levels": "0.1;0.9"}, {"levels": 0.5}],
 )  # fmt: skip
 def test_the_schema_of_the_parameters_is_what_is_checked(client, document, path, parameters):
     """Of those that do not depend on the model."""

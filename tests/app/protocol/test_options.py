@@ -25,13 +25,15 @@ def test_no_parameters_are_no_wishes(read):
 
 
 def test_all_that_v2_knows():
-    parameters = {"members": 8, "tolerance": 0.01, "timeout": 1_500_000, "priority": 1}
-    assert read_v2_options(parameters, most_members=8) == Options(Question(8, 0.01), 1.5, 4)
+    parameters = {"members": 8, "tolerance": 0.01, "confidence_level": 0.8, "levels": [0.5, 0.1]}
+    parameters |= {"timeout": 1_500_000, "priority": 1}
+    assert read_v2_options(parameters, most_members=8) == Options(Question(8, 0.01, 0.8, (0.5, 0.1)), 1.5, 4)
 
 
 def test_all_that_the_plain_api_knows():
-    parameters = {"members": 8, "tolerance": 1, "timeout_seconds": 1.5, "priority": 9}
-    assert read_plain_options(parameters, most_members=8) == Options(Question(8, 1.0), 1.5, -4)
+    parameters = {"members": 8, "tolerance": 1, "confidence_level": 0.8, "levels": 0.5}
+    parameters |= {"timeout_seconds": 1.5, "priority": 9}
+    assert read_plain_options(parameters, most_members=8) == Options(Question(8, 1.0, 0.8, (0.5,)), 1.5, -4)
 
 
 @BOTH
@@ -63,6 +65,55 @@ def test_a_tolerance_is_a_number_above_zero(read, value):
         read({"tolerance": value})
 
 
+@BOTH
+@pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, -0.1, math.nan, math.inf, True, "0.9", [0.9]])
+def test_a_confidence_level_is_a_number_between_0_and_1(read, value):
+    with pytest.raises(BadRequest, match=r"confidence_level must be a number between 0 and 1, such as 0\.9, however: "):
+        read({"confidence_level": value})
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("value", "levels"),
+    [
+        ([0.05, 0.5], (0.05, 0.5)),
+        ([0.9, 0.1], (0.9, 0.1)),
+        ("0.05,0.5", (0.05, 0.5)),
+        (" .5 ,\t0.25 ", (0.5, 0.25)),
+        ("0.5", (0.5,)),
+        (0.5, (0.5,)),
+        (None, None),
+        ([0.5] * 100, (0.5,) * 100),
+    ],
+)
+def test_levels_are_a_list_a_text_or_a_number(read, value, levels):
+    assert read({"levels": value}).question.levels == levels
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([], "must be 1 to 100 numbers between 0 and 1, however: 0"),
+        ([0.5] * 101, "must be 1 to 100 numbers between 0 and 1, however: 101"),
+        (",".join(["0.5"] * 101), "must be 1 to 100 numbers between 0 and 1, however: 101"),
+        ("0.5," * 100_000, "must be numbers between 0 and 1 with commas, such as 0.05,0.95, however: "),
+        ("", "must be numbers between 0 and 1 with commas"),
+        ("0.5;0.6", "must be numbers between 0 and 1 with commas"),
+        ("٠.٥", "must be numbers between 0 and 1 with commas"),
+        ("0.5,1.5", "each of parameters.levels must be a number between 0 and 1"),
+        ([0.5, 1], "each of parameters.levels must be a number between 0 and 1, such as 0.9, however: 1"),
+        ([0.5, None], "each of parameters.levels must be a number between 0 and 1, such as 0.9, however: null"),
+        ([True], "each of parameters.levels must be a number between 0 and 1, such as 0.9, however: true"),
+        ({"a": 1}, "each of parameters.levels must be a number between 0 and 1, such as 0.9, however: an object"),
+    ],
+)
+def test_what_is_no_level_is_refused(read, value, text):
+    with pytest.raises(BadRequest, match=text) as refused:
+        read({"levels": value})
+    check_words(refused.value.message)
+
+
 @pytest.mark.parametrize("value", [0, -1, 86_400_000_001, 2**64, True, 1e6, "1000", [1]])
 def test_a_v2_timeout_is_a_whole_number_of_microseconds(value):
     message = "parameters.timeout must be a whole number of microseconds from 1 to 86400000000, however: "
@@ -79,10 +130,10 @@ def test_a_plain_timeout_is_a_number_of_seconds(value):
 
 @pytest.mark.parametrize("name", ["timeout", "member", "sequence_id", "x" * 1000])
 def test_the_plain_api_refuses_names_that_it_does_not_know(name):
-    known = "'members', 'tolerance', 'timeout_seconds', 'priority'"
+    known = "'members', 'tolerance', 'confidence_level', 'levels', 'timeout_seconds', 'priority'"
     with pytest.raises(BadRequest, match=f"parameters must be among {known}, however: '") as refused:
         read_plain_options({name: 1})
-    assert len(refused.value.message) < 200
+    assert len(refused.value.message) < 220
 
 
 def test_v2_passes_over_names_that_it_does_not_know():
@@ -123,7 +174,7 @@ def test_seconds_in_the_header(value, seconds):
 def test_a_header_that_is_no_seconds(value):
     with pytest.raises(BadRequest, match="X-Request-Timeout must be seconds above 0 and up to 86400") as refused:
         parse_timeout(value)
-    assert len(refused.value.message) < 200
+    assert len(refused.value.message) < 220
 
 
 def check_words(message):
@@ -142,12 +193,13 @@ def test_any_header_is_seconds_or_refused(value):
     assert 0 < seconds <= LONGEST_TIMEOUT
 
 
+NAMES = ["members", "tolerance", "priority", "confidence_level", "levels"]
 VALUES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 )
 
 
-@given(st.dictionaries(st.sampled_from(["members", "tolerance", "timeout", "timeout_seconds", "priority"]), VALUES))
+@given(st.dictionaries(st.sampled_from([*NAMES, "timeout", "timeout_seconds"]), VALUES))
 def test_any_parameters_are_wishes_that_can_be_met_or_refused(parameters):
     for read in (read_v2_options, read_plain_options):
         try:
@@ -159,5 +211,7 @@ def test_any_parameters_are_wishes_that_can_be_met_or_refused(parameters):
             type(options.question.members) is int and 1 <= options.question.members <= 6
         )
         assert options.question.tolerance is None or 0 < options.question.tolerance < math.inf
+        assert options.question.confidence_level is None or 0 < options.question.confidence_level < 1
+        assert options.question.levels is None or all(0 < level < 1 for level in options.question.levels)
         assert options.timeout is None or 0 < options.timeout <= LONGEST_TIMEOUT
         assert -4 <= options.priority <= 4

@@ -54,7 +54,11 @@ def test_one_input_may_be_named():
     ("document", "specs", "message"),
     [
         ({}, [X], r"inputs must be a list of rows, such as \[\[\.\.\.\], \.\.\.\], however: null"),
-        ({"input": [[1, 2]]}, [X], "keys must be among 'inputs', 'outputs', 'id', 'parameters', however: 'input'"),
+        (
+            {"input": [[1, 2]]},
+            [X],
+            "keys must be among 'inputs', 'outputs', 'id', 'parameters', 'target', however: 'input'",
+        ),
         ({"inputs": [[1, 2]]}, [X, MASK], "an object with a list for each of 'x', 'mask', however: a list"),
         ({"inputs": {"x": [[1, 2]]}}, [X, MASK], "all inputs of the model must be given, however: 'mask' missing"),
         ({"inputs": {"y": [[1, 2]]}}, [X], "inputs must be named among 'x', however: 'y'"),

@@ -150,8 +150,14 @@ def test_the_list_of_models_and_all_that_is_known_of_one(client, loaded):
     assert about["weight_bytes"] == loaded["classes"].members.nbytes
     assert about["checked_against_loop"]["relative_error"] < 1e-4
     explained = about["parameters"].pop("request_parameters")
-    assert list(explained) == ["members", "tolerance", "timeout_seconds", "priority"]
+    assert list(explained) == ["members", "tolerance", "confidence_level", "levels", "timeout_seconds", "priority"]
     assert explained["members"].endswith(f"1 to {MEMBERS}")
+    assert about["parameters"].pop("targets") == [
+        {"name": "target", "datatype": "INT64", "shape": [-1], "output": "log_prob"}
+    ]
+    reasons = about["parameters"].pop("not_fitted")
+    assert list(reasons) == ["prediction_set", "ood_score", "abstain"]
+    assert all("ensembled build --data" in reason for reason in reasons.values())
     assert about["parameters"] == {"members": MEMBERS, "seed": 2, "task": "classification"}
     assert client.get("/v1/models/nobody").status_code == 404
     assert json.dumps(about)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.app.support import MEMBERS, assert_same, expected, rows_of, v2_arrays, v2_body
+from tests.app.support import MEMBERS, askable, assert_same, expected, rows_of, v2_arrays, v2_body
 
 LENGTH = "Inference-Header-Content-Length"
 DTYPES = {"FP32": "<f4", "INT64": "<i8"}
@@ -42,7 +42,7 @@ def parsed(reply):
 @pytest.mark.parametrize("model", ["classes", "house", "weather", "pair"])
 def test_binary_in_and_out_says_the_same_of_every_statistic(client, loaded, model):
     inputs = rows_of(model, 3)
-    every = list(loaded[model].available_statistics())
+    every = askable(loaded[model])
     reply = client.post(f"/v2/models/{model}/infer", **binary(inputs, every))
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "application/octet-stream"
@@ -165,15 +165,19 @@ def test_model_metadata(client, loaded, path):
         assert output["shape"] == [-1, *shape]
         assert output["parameters"]["default"] == statistic.default
     explained = about["parameters"].pop("request_parameters")
-    assert list(explained) == ["members", "tolerance", "timeout", "priority"]
+    assert list(explained) == ["members", "tolerance", "confidence_level", "levels", "timeout", "priority"]
     assert explained["members"].endswith(f"1 to {MEMBERS}")
+    reasons = about["parameters"].pop("not_fitted")
+    assert set(reasons) == {f"{head}.{name}" for head in ("policy", "value") for name in ("ood_score", "abstain")}
     assert about["parameters"] == {"members": MEMBERS, "seed": 0, "task": "raw"}
 
 
 def test_the_metadata_is_true_of_the_answers(client, loaded):
     for model in loaded:
         about = {o["name"]: o for o in client.get(f"/v2/models/{model}").json()["outputs"]}
-        answer = client.post(f"/v2/models/{model}/infer", json=v2_body(rows_of(model, 3), list(about))).json()
+        assert list(about) == list(loaded[model].available_statistics())
+        names = askable(loaded[model])
+        answer = client.post(f"/v2/models/{model}/infer", json=v2_body(rows_of(model, 3), names)).json()
         for output in answer["outputs"]:
             stated = about[output["name"]]
             assert output["datatype"] == stated["datatype"]
