@@ -158,6 +158,43 @@ def upto(program: Program, values: Sequence[fx.Node]) -> Program:
     return _part(program, graph)
 
 
+def final(graph: fx.Graph) -> list[Layer]:
+    """The layers that the outputs read without another layer in between, in order of the graph."""
+    known = {layer.node: layer for layer in layers(graph)}
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    waiting = list(next(node for node in reversed(graph.nodes) if node.op == "output").all_input_nodes)
+    while waiting:
+        at = waiting.pop()
+        if at in known:
+            found.add(at)
+        elif at not in seen and at.target not in _SIZES:
+            seen.add(at)
+            waiting += at.all_input_nodes
+    return [layer for node, layer in known.items() if node in found]
+
+
+def shifted(program: Program, layer: Layer) -> Program:
+    """A program with one more input, which is added to what a layer gives, and the layer's activation as last output.
+
+    The outputs as functions of that input at 0 are the outputs as functions of the layer's value.
+    """
+    assert program.graph is not None
+    graph, copies = fx.Graph(), {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.node_copy(node)
+    shift = graph.placeholder("layer_shift")
+    for node in program.graph.nodes:
+        if node.op not in ("placeholder", "output"):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            if node is layer.node:
+                copies[node] = graph.call_function(aten.add.Tensor, (copies[node], shift))
+    outputs = next(node for node in reversed(program.graph.nodes) if node.op == "output").args[0]
+    graph.output((*(copies[value] for value in outputs), copies[layer.x]))
+    return _part(program, graph)
+
+
 def _copy(source: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
