@@ -63,7 +63,7 @@ class Noise:
         """Σ_k worth_k E_k over the pairs, as one product; of the weight's shape."""
         shape = self.shapes[name]
         if name in noise:
-            return (worth @ noise[name].to(worth.dtype).flatten(1)).view(shape)
+            return (worth @ noise[name].to(worth.dtype).reshape(len(worth), -1)).view(shape)
         left = (noise[name + LEFT].to(worth.dtype) * (worth / math.sqrt(self.rank)).view(-1, 1, 1)).transpose(0, 1)
         right = noise[name + RIGHT].to(worth.dtype).transpose(1, 2)
         return (left.flatten(1) @ right.flatten(0, 1)).view(shape)
