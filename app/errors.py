@@ -7,7 +7,7 @@ be right, and never holds a path, a stack trace or the text of another exception
 
     ServiceError
       BadRequest 400            Unauthorized 401          Forbidden 403
-      NotFound 404              MethodNotAllowed 405
+      NotFound 404              MethodNotAllowed 405      Gone 410
       RequestTimeout 408        PayloadTooLarge 413       UnsupportedMediaType 415
       Misdirected 421           TooManyRequests 429       ClientGone 499
       InternalError 500         Unavailable 503           DeadlineExceeded 504
@@ -24,6 +24,7 @@ __all__ = [
     "ClientGone",
     "DeadlineExceeded",
     "Forbidden",
+    "Gone",
     "InternalError",
     "MethodNotAllowed",
     "Misdirected",
@@ -86,6 +87,13 @@ class NotFound(ServiceError):
 
     status = 404
     code = "not_found"
+
+
+class Gone(ServiceError):
+    """What was there under this name has ended."""
+
+    status = 410
+    code = "gone"
 
 
 class MethodNotAllowed(ServiceError):

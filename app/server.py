@@ -32,7 +32,7 @@ from app.middleware import Authentication, BodyLimit, Compression, Held, Hosts, 
 from app.middleware.answer import error_response
 from app.open_files import allow_open_files
 from app.openapi import document
-from app.routes import metrics, v1, v2, v2_configuration, v2_repository, v2_statistics
+from app.routes import metrics, v1, v1_adapt, v2, v2_configuration, v2_repository, v2_statistics
 from app.routes.common import json_response
 from app.service import Service
 from app.settings import Settings
@@ -87,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(v1.router)
+    app.include_router(v1_adapt.router)
     app.include_router(v2_repository.router)
     app.include_router(v2_statistics.router)
     app.include_router(v2.router)
@@ -128,7 +129,7 @@ def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracin
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     # The last one that is added is the first one that a request meets.
-    app.add_middleware(Compression, endings=("/infer", "/predict"))
+    app.add_middleware(Compression, endings=("/infer", "/predict", "/adapt"))
     # Outside of it stands what limits the bytes that are sent.
     app.add_middleware(Inflation, limit=service.settings.max_inflated_body)
     limits = service.settings

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 
 from app.acceleration import Accelerator
+from app.adaptation import Adaptation
+from app.adapter import Adapter
 from app.batching import Answer, Batcher, Call, Outcome
 from app.engine import Engine, pick_device
 from app.errors import BadRequest, Unavailable
@@ -82,6 +84,7 @@ class Service:
             observer=self.metrics,
             max_delay=settings.max_delay,
         )
+        self.adaptation = Adaptation(settings, self.batcher, lambda: self.alive, self.repository.is_served)
         # Nobody knows whether it will ever end, and another instance can answer those that wait for it.
         self.engine.on_overdue = lambda: self.batcher.give_up_waiting(Unavailable(_STUCK), "stuck")
         self.accelerator = Accelerator(self.engine, planning)
@@ -105,6 +108,7 @@ class Service:
         """Finish what was accepted, and end."""
         self.repository.stop()
         await self.batcher.close()
+        self.adaptation.store.close()
         # Whoever waits for the process that compiles goes on when it has ended.
         self.accelerator.close()
         await self._upkeep.stop()
@@ -167,8 +171,8 @@ def _workshop(settings: Settings) -> Workshop | None:
 
 
 def _compute(call: Call) -> Outcome:
-    model: Served = call.target
-    return model.compute(call)
+    target: Served | Adapter = call.target
+    return target.compute(call)
 
 
 def _check_tolerance(model: Served, outputs: Sequence[str], tolerance: float) -> None:

@@ -146,6 +146,24 @@ class Settings(BaseModel):
     max_connections: int = Field(
         1024, ge=1, le=2**20, description="open connections; beyond it new ones are answered 503"
     )
+    adaptation: bool = Field(False, description="permit requests that adapt a model to examples which they bring")
+    adaptation_steps: int = Field(32, ge=1, le=10_000, description="steps of gradient descent of one request")
+    adaptation_examples: int = Field(256, ge=1, le=65536, description="examples that one request may adapt to")
+    adaptation_seconds: float = Field(
+        10, gt=0, le=86400, description="seconds that adapting may take in one call; beyond them 400"
+    )
+    adaptation_memory: int = Field(
+        256 * 2**20, ge=1024, description="bytes that weights, gradients and activations may take while models adapt"
+    )
+    adapted_models: int = Field(
+        256, ge=0, le=2**20, description="adapted models that are kept for later queries; 0 for none; beyond it 429"
+    )
+    adapted_memory: int = Field(
+        256 * 2**20, ge=0, description="bytes of the weights of all adapted models that are kept; beyond it 429"
+    )
+    adapted_seconds: float = Field(
+        3600, gt=0, le=30 * 86400, description="longest time, in seconds, for which an adapted model may be kept"
+    )
     shutdown_timeout: float = Field(
         30, gt=0, le=86400, description="seconds that accepted requests get to finish after SIGTERM"
     )

@@ -130,8 +130,7 @@ class Adaptable:
         Args:
             rows: of its examples, or of its queries if those are more.
         """
-        # Of a step backward through the model, too.
-        return _COPIES * self.weight_bytes + 2 * self.members * self.program.activation_bytes * rows
+        return task_bytes(self.program, self.weight_bytes, self.members, rows)
 
     def adapt(
         self,
@@ -186,7 +185,7 @@ class Adaptable:
     @property
     def statistics(self) -> Outputs:
         """What may be asked of adapted members. What was fitted to the ensemble on data does not hold for them."""
-        return dataclasses.replace(self.ensemble._outputs, calibration=None)
+        return dataclasses.replace(self.ensemble.outputs, calibration=None)
 
     def asked(
         self,
@@ -258,7 +257,7 @@ class Adaptable:
         targets = targets.to(self.ensemble.device)
         if not callable(loss):
             ensemble = self.ensemble
-            heads = ensemble._outputs.heads
+            heads = ensemble.outputs.heads
             flat = {s.name: t.flatten(0, 1) for s, t in zip(self.program.inputs, inputs, strict=True)}
             # Raw outputs are compared with targets like a regression's.
             task = "regression" if ensemble.task == "raw" else ensemble.task
@@ -274,7 +273,7 @@ class Adaptable:
         if callable(loss):
             own = scalar(loss)
             return lambda outputs, targets: own(self.program.results.pack(outputs), targets)
-        return of_task(loss, self.ensemble.task, self.ensemble._outputs.heads)
+        return of_task(loss, self.ensemble.task, self.ensemble.outputs.heads)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the adapted weights of one member for one task."""
@@ -318,6 +317,19 @@ def adapted_bytes(
             size = _elements(ensemble, name)
         total += size * made.dtypes[name].itemsize
     return total * (len(ensemble) if members is None else members)
+
+
+def task_bytes(program: Program, weight_bytes: int, members: int, rows: int) -> int:
+    """An upper bound of the bytes that one task needs at once.
+
+    Args:
+        program: the model.
+        weight_bytes: of the adapted weights of all its members.
+        members: how many.
+        rows: of its examples, or of its queries if those are more.
+    """
+    # Of a step backward through the model, too.
+    return _COPIES * weight_bytes + 2 * members * program.activation_bytes * rows
 
 
 def _elements(ensemble: Ensemble, name: str) -> int:
