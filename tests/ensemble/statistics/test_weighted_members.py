@@ -122,6 +122,11 @@ def outputs_of(task, members=None):
     return {name: tensor[:members].double().numpy() for name, tensor in y.items()}
 
 
+def truth(task, weights, members=None, **options):
+    """What the first so many members say."""
+    return plain(task, outputs_of(task, members), weights[:members].numpy(), target(task).numpy(), **options)
+
+
 def compare(prediction, want, names=None):
     assert set(prediction) == set(names or want)
     for name in prediction:
@@ -141,8 +146,7 @@ def ask(ens, **options):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_statistic_is_that_of_the_mixture(task, weights, chunk):
     ens = weighted(task, weights)
-    w = np.ones(N) if weights is None else weights.numpy()
-    compare(ask(ens, chunk=chunk), plain(task, outputs_of(task), w, target(task).numpy()))
+    compare(ask(ens, chunk=chunk), truth(task, torch.ones(N).double() if weights is None else weights))
 
 
 @pytest.mark.parametrize("noise", [0.3, None], ids=["one", "each"])
@@ -151,23 +155,12 @@ def test_a_regression_has_its_noise_or_each_members_own(noise):
     ens = weighted("regression", mixture(), None if noise else Calibration(noise_variances=own), noise)
     variances = noise or own.numpy()[:, None, None]
     for chunk in (None, 5):
-        compare(
-            ask(ens, chunk=chunk),
-            plain(
-                "regression", outputs_of("regression"), mixture().numpy(), target("regression").numpy(), noise=variances
-            ),
-        )
+        compare(ask(ens, chunk=chunk), truth("regression", mixture(), noise=variances))
 
 
 def test_the_logits_are_divided_by_the_temperature_before_anything_else():
     ens = weighted("classification", mixture(), Calibration(temperature=2.5))
-    want = plain(
-        "classification",
-        outputs_of("classification"),
-        mixture().numpy(),
-        target("classification").numpy(),
-        temperature=2.5,
-    )
+    want = truth("classification", mixture(), temperature=2.5)
     compare(ask(ens, chunk=7), want)
 
 
@@ -176,7 +169,7 @@ def test_the_first_so_many_are_a_mixture_too(task):
     ens = weighted(task, mixture())
     got = ask(ens, members=11)
     assert got.count == 11
-    compare(got, plain(task, outputs_of(task, 11), mixture().numpy()[:11], target(task).numpy()))
+    compare(got, truth(task, mixture(), 11))
 
 
 def test_members_that_have_no_weight_together_are_refused():
@@ -197,17 +190,14 @@ def test_members_that_have_no_weight_together_are_refused():
 @pytest.mark.parametrize("task", ["classification", "regression", "gaussian"])
 def test_a_tolerance_bounds_the_weighted_standard_error(task):
     ens = weighted(task, mixture(), None, 0.3 if task == "regression" else None)
-    errors = {
-        n: plain(task, outputs_of(task, n), mixture().numpy()[:n], target(task).numpy(), noise=0.3)["standard_error"]
-        for n in (16, N)
-    }
+    errors = {n: truth(task, mixture(), n, noise=0.3)["standard_error"] for n in (16, N)}
     largest = errors[16].reshape(ROWS, -1).max(1)
     tolerance = float(np.median(largest)) * (1 + 1e-6)
     p = ask(ens, tolerance=tolerance)
     assert p.counts.tolist() == [16 if error <= tolerance else N for error in largest]
     assert len(set(p.counts.tolist())) == 2
     for row, count in enumerate(p.counts.tolist()):
-        want = plain(task, outputs_of(task, count), mixture().numpy()[:count], target(task).numpy(), noise=0.3)
+        want = truth(task, mixture(), count, noise=0.3)
         for name in p:
             np.testing.assert_allclose(p[name][row].double().numpy(), want[name][row], rtol=2e-5, atol=1e-6)
 
