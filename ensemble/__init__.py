@@ -26,6 +26,7 @@ from ensemble.errors import (
     RecipeError,
     StatisticError,
 )
+from ensemble.evaluation import Evaluation, evaluate
 from ensemble.generation import generate
 from ensemble.hypernetwork import Hypernetwork
 from ensemble.perturbation import Learned, Perturbation, Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "Dropout",
     "Ensemble",
     "EnsembledError",
+    "Evaluation",
     "ExportError",
     "FitReport",
     "Gaussian",
@@ -71,6 +73,7 @@ __all__ = [
     "SwagSnapshots",
     "adapt",
     "compatibility",
+    "evaluate",
     "fit",
     "generate",
     "load",
