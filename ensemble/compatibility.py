@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from ensemble.ensemble import Ensemble
+from ensemble.perturbation.stacked import Stacked
 from ensemble.structured import LEFT, RIGHT, factorable, structures
 
 How = Literal["shared", "stacked", "factored", "dense fallback"]
@@ -33,7 +34,7 @@ class Row:
 
 def compatibility(ensemble: Ensemble) -> list[Row]:
     """A row for each weight that the program reads, in its order."""
-    members, origin = ensemble.members, ensemble.origin
+    members = ensemble.members
     reasons = _fallbacks(ensemble)
 
     def size(*names: str) -> int:
@@ -47,7 +48,7 @@ def compatibility(ensemble: Ensemble) -> list[Row]:
             text = "used in products only, which run on the shared weight and the factors"
             rows.append(Row(name, shape, "factored", text, size(name, name + LEFT, name + RIGHT)))
         elif name in members.shared:
-            text = "equal in all models" if origin.recipe is None else "the recipe does not touch it"
+            text = _shared(ensemble)
             rows.append(Row(name, tuple(members.shared[name].shape), "shared", text, size(name)))
         else:
             shape = tuple(members.stacked[name].shape[1:])
@@ -59,10 +60,23 @@ def compatibility(ensemble: Ensemble) -> list[Row]:
     return rows
 
 
+def _shared(ensemble: Ensemble) -> str:
+    recipe = ensemble.origin.recipe
+    if recipe is None or isinstance(recipe, Stacked):
+        return "equal in all models" if recipe is None else "equal in all models, and no recipe touches it"
+    return (
+        "the recipe does not touch it"
+        if ensemble.origin.replayable
+        else f"{recipe.name} leaves it the same in all members"
+    )
+
+
 def _dense(ensemble: Ensemble, dimensions: int) -> str:
     recipe = ensemble.origin.recipe
     if recipe is None:
         return "differs between the models"
+    if isinstance(recipe, Stacked):
+        return "differs between the models, so every member has it in full"
     if not ensemble.origin.replayable:
         return f"{recipe.name} gives every member a weight of its own"
     if recipe.structure((2, 2)) is not None:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from ensemble import members as member_weights
 from ensemble.calibration.state import Calibration
-from ensemble.capture import Captured, capture, close, evaluating
+from ensemble.capture import Captured, capture, evaluating
 from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble, Origin
 from ensemble.errors import ModelError, RecipeError
-from ensemble.evaluate import loop
 from ensemble.members import Members, Progress
 from ensemble.perturbation import Learned, Material, Perturbation, Recipe
+from ensemble.perturbation.stacked import Stacked
 from ensemble.program import Program
+from ensemble.several import in_turn, interleaved, model_seed, one_of, taken_apart
 from ensemble.tasks import Head, Task, heads
 
 MAX_MEMBERS = 1 << 20
@@ -26,8 +27,8 @@ _KEPT_EXAMPLE_ROWS = 4
 
 
 def perturb(
-    model: nn.Module,
-    recipe: Recipe,
+    model: nn.Module | Sequence[nn.Module],
+    recipe: Recipe | Sequence[Recipe],
     *,
     members: int,
     example: Any = None,
@@ -41,11 +42,16 @@ def perturb(
     live: bool = False,
     progress: Progress | None = None,
 ) -> Ensemble:
-    """Make an ensemble of perturbed members of one trained model.
+    """Make an ensemble of perturbed members of one trained model, or of several.
+
+    Of K separately trained models (a deep ensemble, each of whose members becomes several) member i is the member
+    i // K of model i mod K, whose own seed is a function of ``seed`` and its place alone. Such members are kept in full
+    wherever the models differ.
 
     Args:
-        model: any ``nn.Module``; it is read in evaluation mode and left as it was.
-        recipe: how members differ from it, such as ``Gaussian(scale=0.02)``.
+        model: any ``nn.Module``; it is read in evaluation mode and left as it was. Or at least two of one architecture.
+        recipe: how members differ from it, such as ``Gaussian(scale=0.02)``. Of several models, one for all or one
+            for each.
         members: how many.
         example: what the model is called with: a tensor, a tuple of positional arguments or a dict of named ones.
             The first dimension of every tensor is the batch. The first rows of ``data`` by default.
@@ -71,35 +77,90 @@ def perturb(
         >>> ens = perturb(model, Gaussian(scale=0.02), members=256, example=x, task="classification")
         >>> ens.predict(x).mutual_information
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, however: {type(model).__name__}.")
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"recipe must be one such as Gaussian(scale=0.02), however: {recipe!r}.")
+    models, recipes = _several(model, recipe)
     check_count(members, seed)
+    if len(models) > members:
+        raise RecipeError(f"{len(models)} models need at least as many members, however: {members}.")
     if example is None:
         example = first_rows(data)
-    captured = capture(model, example, live=live)
+    captured = capture(models[0], example, live=live)
     head = sole_head(task, captured)
     place = torch.device(device) if device is not None else captured.example[0].device
-    recipe, drawn = make_members(
-        captured,
-        recipe,
-        count=members,
-        seed=seed,
-        device=place,
-        dtype=dtype,
-        task=task,
-        noise_variance=noise_variance,
-        data=Data.of(captured.program, data, task, head) if isinstance(recipe, Learned) and data is not None else None,
-        progress=progress,
-    )
+    learns = any(isinstance(one, Learned) for one in recipes) and data is not None
+    options: dict[str, Any] = {
+        "device": place,
+        "dtype": dtype,
+        "task": task,
+        "noise_variance": noise_variance,
+        "data": Data.of(captured.program, data, task, head) if learns else None,
+    }
+    if len(models) == 1:
+        used, drawn = make_members(captured, recipes[0], count=members, seed=seed, progress=progress, **options)
+    else:
+        used, drawn = _make_members_in_turn(
+            captured, models, recipes, count=members, seed=seed, progress=progress, **options
+        )
     made = assemble(
-        captured, recipe, drawn, seed=seed, device=place, task=task, noise_variance=noise_variance, metadata=metadata
+        captured, used, drawn, seed=seed, device=place, task=task, noise_variance=noise_variance, metadata=metadata
     )
     if live or dtype is not None:
         made.try_one()
     made.check_variances()
     return made
+
+
+def _several(
+    model: nn.Module | Sequence[nn.Module], recipe: Recipe | Sequence[Recipe]
+) -> tuple[list[nn.Module], list[Recipe]]:
+    """The models and their recipes.
+
+    Raises:
+        ModelError, RecipeError: something else.
+    """
+    models: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
+    if not models or not all(isinstance(one, nn.Module) for one in models):
+        kind = f"{type(model).__name__} of {_kinds(models)}" if isinstance(model, list | tuple) else _kinds(models)
+        raise ModelError(f"model must be a torch.nn.Module, or several of them in a list, however: {kind}.")
+    recipes: list[Any] = list(recipe) if isinstance(recipe, list | tuple) else [recipe]
+    if not recipes or not all(isinstance(one, Recipe) for one in recipes):
+        raise RecipeError(f"recipe must be one such as Gaussian(scale=0.02), however: {recipe!r}.")
+    if len(recipes) not in (1, len(models)):
+        raise RecipeError(f"There are {len(recipes)} recipes for {len(models)} models; give one, or one for each.")
+    return models, recipes
+
+
+def _kinds(values: Sequence[Any]) -> str:
+    return ", ".join(sorted({type(value).__name__ for value in values})) or "nothing"
+
+
+def _make_members_in_turn(
+    captured: Captured,
+    models: Sequence[nn.Module],
+    recipes: Sequence[Recipe],
+    *,
+    count: int,
+    seed: int,
+    progress: Progress | None,
+    **options: Any,
+) -> tuple[Recipe, Members]:
+    """Members of several models, the first of which is captured."""
+    with contextlib.ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        each = taken_apart(captured, models)
+        parts, used = [], []
+        for number, one in enumerate(each):
+            settled, part = make_members(
+                one,
+                recipes[number % len(recipes)],
+                count=in_turn(count, number, len(models)),
+                seed=model_seed(seed, number),
+                progress=one_of(progress, number, len(models)),
+                **options,
+            )
+            parts.append(part)
+            used.append(settled.kept())
+    return Stacked(tuple(used[: len(recipes)]), len(models)), interleaved(parts)
 
 
 def sole_head(task: Task, captured: Captured) -> Head | None:
@@ -177,7 +238,7 @@ def assemble(
     names = recipe.select(captured.weights, captured.trainable)
     reference = {name: captured.weights[name].cpu().clone() for name in names}
     program = _placed(captured, drawn, device)
-    origin = _origin(captured, recipe, seed, reference)
+    origin = _origin(captured, recipe.kept(), seed, reference)
     return Ensemble(
         program,
         drawn,
@@ -219,28 +280,14 @@ def stack(
         for model in models:
             modes.enter_context(evaluating(model))
         stacked = member_weights.stack(models, captured.weights, device=place)
-        program = _placed(captured, stacked, place)
-        origin = _origin(captured, None, 0, {})
-        made = Ensemble(program, stacked, origin, task=task, noise_variance=noise_variance, metadata=metadata)
-        for number, model in enumerate(models):
-            _check_member(made, captured, number, model)
+        taken_apart(captured, models)
+    program = _placed(captured, stacked, place)
+    origin = _origin(captured, None, 0, {})
+    made = Ensemble(program, stacked, origin, task=task, noise_variance=noise_variance, metadata=metadata)
     if live:
         made.try_one()
     made.check_variances()
     return made
-
-
-def _check_member(made: Ensemble, captured: Captured, number: int, model: nn.Module) -> None:
-    """Models may differ in what is no weight: a constant, a setting; then one program does not fit all."""
-    with torch.no_grad():
-        expected = captured.program.results.flatten(captured.program.arguments.call(model, captured.example), "output")
-        got = loop(made.program, made.members, [tensor.to(made.device) for tensor in captured.example], [number])
-    for spec, want, one in zip(made.program.outputs, expected, got, strict=True):
-        if not close(one[0].to(want.device), want):
-            raise ModelError(
-                f"Model {number} gives another {spec.name!r} than model 0 with its weights: they differ in something "
-                "that is not in the state dict (a constant, a setting), and cannot be one ensemble."
-            )
 
 
 def _placed(captured: Captured, members: Members, device: torch.device) -> Program:

@@ -234,11 +234,8 @@ def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device
         ModelError: the architectures differ.
         MemoryLimitError: they do not fit.
     """
+    same_architecture(models)
     states = [dict([*model.named_parameters(), *model.named_buffers()]) for model in models]
-    for number, (model, state) in enumerate(zip(models, states, strict=True)):
-        if type(model) is not type(models[0]):
-            raise ModelError(f"Model {number} is a {type(model).__name__}, model 0 a {type(models[0]).__name__}.")
-        _check_same_architecture(number, states[0], state)
     differ = [
         name
         for name, weight in weights.items()
@@ -260,6 +257,19 @@ def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device
             stacked[name][start : start + len(piece)] = piece.detach()
     shared = {n: w.to(device, copy=True) for n, w in weights.items() if n not in stacked}
     return Members(len(models), shared, stacked)
+
+
+def same_architecture(models: Sequence[nn.Module]) -> None:
+    """That models are of one class and have weights of the same names, shapes and dtypes.
+
+    Raises:
+        ModelError: they differ; the text says in what.
+    """
+    first = dict([*models[0].named_parameters(), *models[0].named_buffers()])
+    for number, model in enumerate(models):
+        if type(model) is not type(models[0]):
+            raise ModelError(f"Model {number} is a {type(model).__name__}, model 0 a {type(models[0]).__name__}.")
+        _check_same_architecture(number, first, dict([*model.named_parameters(), *model.named_buffers()]))
 
 
 def _check_same_architecture(number: int, first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

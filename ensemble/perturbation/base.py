@@ -62,6 +62,10 @@ class Recipe(ABC):
         changed = {name: value for name, value in settled.items() if value is not fields[name]}
         return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
 
+    def kept(self) -> Self:
+        """The recipe as an ensemble keeps it: without what is needed only while members are made."""
+        return self
+
     def structure(self, shape: Sequence[int]) -> Shape | None:
         """The form and rank of the factors of a weight of this shape; None for a weight whose members are dense."""
         return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,9 @@ class Swag(Learned, name="swag"):
     def candidates(cls) -> Iterable[Mapping[str, Any]]:
         """Scales, the paper's first."""
         return [{"scale": scale} for scale in (math.sqrt(0.5), 1.0, 0.5, 0.3, 2.0, 0.1)]
+
+    def kept(self) -> Self:
+        return dataclasses.replace(self, snapshots=None)
 
     def settings(self) -> dict[str, Any]:
         return {name: value for name, value in super().settings().items() if name != "snapshots"}

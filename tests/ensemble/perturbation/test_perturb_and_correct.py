@@ -122,6 +122,14 @@ def test_it_finds_its_layers_and_is_kept_as_it_was_made(name, rank, perturbed, s
         assert torch.equal(before, after)
 
 
+def test_how_its_weights_run_is_told(perturbed):
+    ens = perturbed("cnn", PerturbAndCorrect(scale=0.3, rank=1), members=2, data=SCENARIOS["cnn"].inputs(6))
+    told = {row.name: (row.how, row.why) for row in ensemble.compatibility(ens)}
+    assert told["features.0.weight"] == ("shared", "perturb_and_correct leaves it the same in all members")
+    assert told["features.4.weight"][0] == "factored"
+    assert told["head.weight"] == ("stacked", "perturb_and_correct gives every member a weight of its own")
+
+
 class Convolutions(nn.Module):
     """The next layer is a strided, padded and dilated convolution; a depthwise one before it is gone through."""
 
