@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -30,6 +31,7 @@ from app.served import Served
 from app.settings import Settings
 from app.states import build, device_memory, model_states
 from app.upkeep import Upkeep
+from app.variants import Limits, Variants
 from ensemble import EnsembledError
 from ensemble.backends.workshop import Workshop
 
@@ -83,6 +85,15 @@ class Service:
             max_queued_rows=settings.max_queue,
             observer=self.metrics,
             max_delay=settings.max_delay,
+        )
+        self.variants = Variants(
+            Limits(
+                settings.max_perturbed_members,
+                settings.max_perturbed_bytes,
+                settings.perturbation_cache,
+                settings.allow_weights,
+                settings.max_weights,
+            )
         )
         self.adaptation = Adaptation(settings, self.batcher, lambda: self.alive, self.repository.is_served)
         # Nobody knows whether it will ever end, and another instance can answer those that wait for it.
@@ -140,6 +151,8 @@ class Service:
             raise Unavailable(_STUCK)
         options, question, count = request.options, request.options.question, len(model.ensemble)
         outputs = tuple(output.name for output in request.outputs)
+        variants = self.variants.of(model)
+        own = await variants.own(model, request)
         if question.members is not None and not 1 <= question.members <= count:
             raise BadRequest(f"members must be between 1 and {count}, however: {question.members}")
         if question.tolerance is not None:
@@ -148,15 +161,17 @@ class Service:
             model.check_targets(request.targets, request.rows)
         timeout = self.settings.default_timeout if options.timeout is None else options.timeout
         received = time.perf_counter() if arrived is None else arrived
-        return await self.batcher.submit(
-            model,
+        answer = await self.batcher.submit(
+            model if own is None else variants,
             {**request.inputs, **request.targets} if request.targets else request.inputs,
             outputs,
             request.rows,
-            question=model.plainest(question, outputs),
+            question=model.plainest(question, outputs) if own is None else replace(question, kind=own.kind),
+            own=own,
             priority=options.priority,
             deadline=math.inf if timeout is None else received + timeout,
         )
+        return answer if own is None else replace(answer, details=own.details)
 
 
 def _workshop(settings: Settings) -> Workshop | None:

@@ -125,6 +125,22 @@ class Settings(BaseModel):
         120, gt=0, le=86400, description="seconds for one call; while it takes longer the service is not alive"
     )
     max_body: int = Field(16 * 2**20, ge=1024, description="bytes of a request's body; beyond it 413")
+    max_perturbed_members: int = Field(
+        256,
+        ge=0,
+        le=2**20,
+        description="members that a request may have of its own, by a perturbation or by weights; 0 for none",
+    )
+    max_perturbed_bytes: int = Field(
+        16 * 2**20, ge=1024, description="bytes of the weights that the members of one perturbation have of their own"
+    )
+    perturbation_cache: int = Field(
+        256 * 2**20, ge=0, description="bytes of perturbations that are kept for each model"
+    )
+    allow_weights: bool = Field(False, description="permit requests to bring weights")
+    max_weights: int = Field(
+        4 * 2**20, ge=1024, description="bytes of the weights that a request brings; beyond it 413"
+    )
     max_bodies: int = Field(
         2**30, ge=1024, description="bytes of the bodies of all requests under way together; beyond it 429"
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,7 +78,9 @@ class Kind:
 
 
 class Variants:
-    """Makes variants of one ensemble and evaluates them. One thread at a time.
+    """Makes variants of one ensemble and evaluates them.
+
+    One thread at a time may draw and evaluate; :meth:`perturbed` and :meth:`brought` may be called beside it.
 
     Args:
         made: the ensemble.
@@ -106,7 +108,13 @@ class Variants:
         self._programs: OrderedDict[tuple[tuple[str, Shape], ...], Program] = OrderedDict()
         if made.members.factored:
             self._programs[tuple(sorted(made.members.factored.items()))] = made.running
+        self._forms: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
         self._buffers: dict[str, Tensor] = {}
+
+    @property
+    def statistics(self) -> Collection[str]:
+        """Names of what may be asked of variants, for which nothing was fitted."""
+        return self._outputs.described()
 
     def perturbed(self, recipe: Perturbation, members: int) -> tuple[Perturbation, Kind]:
         """The recipe as it is settled for this model, and the kind of variant that it gives. Nothing is drawn.
@@ -115,19 +123,20 @@ class Variants:
             RecipeError: the recipe does not fit the model, or the model's trained weights are not known.
         """
         key = recipe, members
-        if key not in self._kinds:
+        found = self._kinds.get(key)
+        if found is None:
             if self._trainable is None:
                 raise RecipeError(_NO_REFERENCE if self._recipe is None else _SAVED_BEFORE)
             settled = recipe.settled(self._program)
             names = settled.select(self.trained, self._trainable)
             sizes = {name: tuple(self.trained[name].shape) for name in names}
-            forms, _ = factorable(self._program, structures(settled, {name: self.trained[name] for name in names}))
+            forms = self._factorable(structures(settled, {name: self.trained[name] for name in names}))
             mixture = settled.mixture(members)
             kind = self._kind(members, sizes, forms, None if mixture is None else tuple(mixture.tolist()))
             if len(self._kinds) >= _MOST_KINDS:
                 self._kinds.clear()
-            self._kinds[key] = settled, kind
-        return self._kinds[key]
+            self._kinds[key] = found = settled, kind
+        return found
 
     def draw(self, recipe: Perturbation, kind: Kind, seed: int) -> dict[str, Tensor]:
         """A variant's own weights: those that :func:`ensemble.perturb` draws with the same values, bit for bit.
@@ -171,7 +180,7 @@ class Variants:
             for name in factors
             if name.endswith(LEFT)
         }
-        kept, _ = factorable(self._program, forms)
+        kept = self._factorable(forms)
         for name, shape in {**full, **factors}.items():
             base = name if name in full else name.removesuffix(LEFT).removesuffix(RIGHT)
             tensor = weights[name].detach().to(self._device, self._dtypes[base])
@@ -202,12 +211,13 @@ class Variants:
         *,
         confidence_level: float | None = None,
         levels: Sequence[float] | None = None,
+        target: Any = None,
     ) -> Prediction:
         """Statistics of every variant's rows; what was fitted to the ensemble is not used.
 
         Args:
             kind, variants, inputs: as for :meth:`evaluate`.
-            statistics, confidence_level, levels: as for :meth:`ensemble.Ensemble.predict`.
+            statistics, confidence_level, levels, target: as for :meth:`ensemble.Ensemble.predict`, of all rows.
 
         Returns:
             Of all rows, those of one variant after those of another, in the order of the variants.
@@ -219,18 +229,19 @@ class Variants:
         starts = [sum(counts[:place]) for place in range(len(counts))]
         found: dict[str, dict[str, Tensor]] = {}
         for places, chunks in self.evaluate(kind, variants, inputs):
+            index = torch.tensor([starts[place] + row for place in places for row in range(counts[place])])
             asked = self._outputs.asked(
                 statistics,
                 sum(counts[place] for place in places),
                 mixture=kind.weights,
                 confidence_level=confidence_level,
                 levels=levels,
+                target=_of_rows(target, index),
             )
             part = condense(asked, chunks)
             if len(places) == len(counts) and places == sorted(places):
                 found = part
                 continue
-            index = torch.tensor([starts[place] + row for place in places for row in range(counts[place])])
             for head, named in part.items():
                 for name, values in named.items():
                     into = found.setdefault(head, {})
@@ -293,6 +304,17 @@ class Variants:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(kind.factored)
         return self._programs[kind.factored]
+
+    def _factorable(self, wanted: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Those of the weights that the program uses in products alone; found out once."""
+        key = tuple(sorted(wanted.items()))
+        found = self._forms.get(key)
+        if found is None:
+            found, _ = factorable(self._program, wanted)
+            if len(self._forms) >= _MOST_KINDS:
+                self._forms.clear()
+            self._forms[key] = found
+        return found
 
     def _kind(
         self,
@@ -400,6 +422,12 @@ def _together(rows: Sequence[int], nbytes: int) -> Iterator[list[int]]:
         places.append(place)
     if places:
         yield places
+
+
+def _of_rows(target: Any, index: Tensor) -> Any:
+    if isinstance(target, Mapping):
+        return {name: _of_rows(tensor, index) for name, tensor in target.items()}
+    return target[index.to(target.device)] if isinstance(target, Tensor) else target
 
 
 def _listing(names: Mapping[str, object] | Sequence[str], most: int = 8) -> str:

@@ -76,6 +76,7 @@ class Answer:
         members: how many members were evaluated, for the row that needed most; None for all.
         queued, computed: seconds that it waited, and that its calls took.
         non_finite_rows: rows of which some output is NaN or infinite, ascending.
+        details: what else it says; the batcher leaves it empty.
     """
 
     arrays: Arrays
@@ -83,6 +84,7 @@ class Answer:
     queued: float
     computed: float
     non_finite_rows: tuple[int, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Observer(Protocol):

@@ -5,6 +5,7 @@ past this package meets a malformed request. Two APIs are read, V2 (`v2`) and a 
 (`plain`), to one and the same `InferRequest`.
 """
 
+from app.protocol.bringing import NOTHING_BROUGHT, Bringable, Perturbed, WeightSpec
 from app.protocol.datatypes import (
     DATATYPES,
     Datatype,
@@ -34,15 +35,19 @@ __all__ = [
     "HEADER_LENGTH",
     "LONGEST_TIMEOUT",
     "MOST_LEVELS",
+    "NOTHING_BROUGHT",
     "PRIORITIES",
     "TIMEOUT_HEADER",
+    "Bringable",
     "Datatype",
     "EncodedResponse",
     "InferRequest",
     "Options",
+    "Perturbed",
     "Question",
     "RequestedOutput",
     "TensorSpec",
+    "WeightSpec",
     "array_from_bytes",
     "array_from_json",
     "array_to_json",

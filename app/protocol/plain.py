@@ -14,6 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
+from app.protocol.bringing import NOTHING_BROUGHT, Bringable
 from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_plain_options
 from app.protocol.request import (
@@ -44,6 +45,7 @@ def decode_predict(
     timeout: float | None = None,
     targets: Mapping[str, TensorSpec] = NOTHING,
     lacking: Mapping[str, str] = NOTHING,
+    brings: Bringable = NOTHING_BROUGHT,
 ) -> InferRequest:
     """Decodes a body of the plain API; every way in which it can be wrong is a `BadRequest`.
 
@@ -56,12 +58,16 @@ def decode_predict(
         timeout: seconds, what `parse_timeout` gave.
         targets: of each output that is about a target, by the output's name, what the target must be.
         lacking: outputs that the model would have if it were made otherwise: by name, what to do.
+        brings: what the request may bring of its own.
     """
     document = parse_json(body)
     for key in document:
         if key not in _KEYS:
             raise BadRequest(f"the body's keys must be among {listing(_KEYS)}, however: {quote(key)}")
     parameters = optional_object(document, "parameters", "parameters")
+    perturbation = brings.from_plain(parameters)
+    if perturbation is not None:
+        parameters = {name: value for name, value in parameters.items() if name != "perturbation"}
     options = read_plain_options(parameters, most_members=most_members, timeout=timeout)
     request_id = read_id(document)
     requested = read_outputs(document.get("outputs"), outputs, default_outputs, lacking)
@@ -75,7 +81,7 @@ def decode_predict(
         asked = named_arrays(given, "target", tuple(targets.values()), booleans)
     if targets:
         check_targets(asked, rows, requested, targets)
-    return InferRequest(request_id, arrays, requested, rows, options, asked)
+    return InferRequest(request_id, arrays, requested, rows, options, asked, perturbation)
 
 
 def encode_predict(

@@ -6,7 +6,7 @@ clients write all their fields.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
+from app.protocol.bringing import Perturbed
 from app.protocol.tensors import TensorSpec
 from app.protocol.wording import describe, listing, quote
 
@@ -51,12 +52,14 @@ class Question:
         tolerance: evaluate members until the Monte-Carlo standard error of the mean is at most this, each row alone.
         confidence_level: of intervals and sets, between 0 and 1; the model's own by default.
         levels: of quantiles, each between 0 and 1, in the order of the answer; the library's default ones by default.
+        kind: what members that requests bring have in common; None where they are the model's own.
     """
 
     members: int | None = None
     tolerance: float | None = None
     confidence_level: float | None = None
     levels: tuple[float, ...] | None = None
+    kind: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class InferRequest:
         options: how it wants to be answered.
         targets: one array for each output that is asked for and is about a target, such as a log-likelihood; by the
             target's name.
+        perturbation: what the members are to be, instead of the model's.
+        weights: weights that the members are to have, by name, each of the weight's shape or with the members first.
     """
 
     id: str | None
@@ -95,6 +100,8 @@ class InferRequest:
     rows: int
     options: Options = Options()
     targets: dict[str, NDArray[Any]] = field(default_factory=dict)
+    perturbation: Perturbed | None = None
+    weights: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def read_id(document: dict[str, Any]) -> str | None:

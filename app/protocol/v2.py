@@ -13,7 +13,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from app.errors import BadRequest
+from app.errors import BadRequest, PayloadTooLarge
+from app.protocol.bringing import NOTHING_BROUGHT, Bringable, WeightSpec
 from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_v2_options
 from app.protocol.request import (
@@ -58,6 +59,7 @@ def decode_infer(
     timeout: float | None = None,
     targets: Mapping[str, TensorSpec] = NOTHING,
     lacking: Mapping[str, str] = NOTHING,
+    brings: Bringable = NOTHING_BROUGHT,
 ) -> InferRequest:
     """Decodes an infer request; every way in which it can be wrong is a `BadRequest`.
 
@@ -72,25 +74,34 @@ def decode_infer(
         targets: of each output that is about a target, by the output's name, what the target must be. It comes as
             one input more.
         lacking: outputs that the model would have if it were made otherwise: by name, what to do.
+        brings: what the request may bring of its own.
     """
     if json_length == 0:
         return _decode_raw(body, specs, default_outputs, Options(timeout=timeout))
     text, tail = _split(body, json_length)
     document = parse_json(text)
     parameters = optional_object(document, "parameters", "parameters")
+    perturbation = brings.from_v2(parameters)
+    if perturbation is not None:
+        # They are the perturbation's, not how many of the model's are used.
+        parameters = {name: value for name, value in parameters.items() if name != "members"}
     options = read_v2_options(parameters, most_members=most_members, timeout=timeout)
     binary_default = _read_flag(parameters.get("binary_data_output"), "parameters.binary_data_output", False)
     request_id = read_id(document)
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default, lacking)
     known = (*specs, *targets.values()) if targets else specs
-    inputs = _read_inputs(document.get("inputs"), known, tail, json_length is not None, may_hold_booleans(text))
+    inputs = _read_inputs(document.get("inputs"), known, tail, json_length is not None, may_hold_booleans(text), brings)
+    weights = {}
+    if brings.weights:
+        own = {spec.name for spec in known}
+        weights = {name: inputs.pop(name) for name in list(inputs) if name not in own}
     asked = {}
     if targets:
         asked = {spec.name: inputs.pop(spec.name) for spec in targets.values() if spec.name in inputs}
     rows = common_rows(inputs, specs)
     if targets:
         check_targets(asked, rows, requested, targets)
-    return InferRequest(request_id, inputs, requested, rows, options, asked)
+    return InferRequest(request_id, inputs, requested, rows, options, asked, perturbation, weights)
 
 
 def _split(body: bytes, json_length: int | None) -> tuple[bytes, memoryview]:
@@ -132,6 +143,7 @@ def _read_inputs(
     tail: memoryview,
     has_tail: bool,
     booleans: bool,
+    brings: Bringable,
 ) -> dict[str, NDArray[Any]]:
     if not isinstance(entries, list) or not entries:
         raise BadRequest(
@@ -139,25 +151,38 @@ def _read_inputs(
         )
     by_name = {spec.name: spec for spec in specs}
     arrays: dict[str, NDArray[Any]] = {}
-    used = 0
+    used = weight_bytes = 0
     for entry in entries:
-        spec = _read_spec(entry, by_name)
+        spec = _read_spec(entry, by_name, brings)
         if spec.name in arrays:
             raise BadRequest(f"{spec.subject} must be given only once")
+        shape, alone = _shape_of(entry, spec), False
+        if isinstance(spec, WeightSpec):
+            shape, alone = spec.with_members(shape)
+            weight_bytes += math.prod(shape) * spec.type.size
+            if weight_bytes > brings.weight_bytes:
+                raise PayloadTooLarge(
+                    f"the weights of a request may have {brings.weight_bytes} bytes at most; with {spec.subject} they "
+                    f"have {weight_bytes}"
+                )
         size = _read_binary_size(entry, spec, has_tail)
         if size is None:
             data = entry.get("data")
             if data is None:
                 raise BadRequest(f"{spec.subject} must have data, or parameters.binary_data_size and bytes")
-            arrays[spec.name] = array_from_json(data, spec, _shape_of(entry, spec), may_hold_booleans=booleans)
+            if alone and isinstance(data, list) and data and type(data[0]) is list:
+                data = [data]
+            array = array_from_json(data, spec, shape, may_hold_booleans=booleans)
+            arrays[spec.name] = array[0] if alone else array
             continue
         if size > len(tail) - used:
             raise BadRequest(
                 f"{spec.subject} must be followed by the {size} bytes of its binary_data_size, "
                 f"however: {len(tail) - used} are left of the body"
             )
-        shape = checked_shape(_shape_of(entry, spec), spec)
-        arrays[spec.name] = array_from_bytes(tail[used : used + size], spec.type, shape, subject=spec.subject)
+        raw = tail[used : used + size]
+        array = array_from_bytes(raw, spec.type, checked_shape(shape, spec), subject=spec.subject)
+        arrays[spec.name] = array[0] if alone else array
         used += size
     if used != len(tail):
         raise BadRequest(
@@ -166,13 +191,19 @@ def _read_inputs(
     return arrays
 
 
-def _read_spec(entry: object, by_name: Mapping[str, TensorSpec]) -> TensorSpec:
+def _read_spec(entry: object, by_name: Mapping[str, TensorSpec], brings: Bringable) -> TensorSpec:
     if not isinstance(entry, dict):
         raise BadRequest(f"inputs must hold objects with name, shape, datatype and data, however: {describe(entry)}")
     name = entry.get("name")
-    if not isinstance(name, str) or name not in by_name:
-        raise BadRequest(f"input must have a name that is one of {listing(by_name)}, however: {describe(name)}")
-    spec = by_name[name]
+    spec = None
+    if isinstance(name, str):
+        spec = by_name[name] if name in by_name else brings.weight(name)
+    if spec is None:
+        may = "; or be a weight of the model, or a factor of one" if brings.weights else ""
+        raise BadRequest(
+            f"input must have a name that is one of {listing(by_name)}{may}, however: {describe(name)}"
+            f"{brings.refusal(name)}"
+        )
     datatype = entry.get("datatype")
     if datatype != spec.datatype:
         hint = "; BYTES is not served, as models here take numbers" if datatype == "BYTES" else ""

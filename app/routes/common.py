@@ -64,6 +64,12 @@ async def ask(request: Request, model: Served, asked: InferRequest) -> Answer:
 def details_of(model: Served, answer: Answer) -> dict[str, Any]:
     """What an answer says so that it can be replayed, and of which rows some output is no finite number."""
     details = dict(model.details)
+    for name, value in answer.details.items():
+        # None takes away what is the model's own.
+        if value is None:
+            details.pop(name, None)
+        else:
+            details[name] = value
     if answer.members is not None:
         details["members"] = answer.members
     if answer.non_finite_rows:

@@ -42,6 +42,8 @@ async def describe(request: Request, name: str) -> Response:
     about: dict[str, Any] = {
         **metadata(request, model, explain_plain_options(len(made), model.confidence_level)),
         "recipe": {"name": recipe.name, **recipe.settings()} if recipe else None,
+        "calibration": None if made.calibration is None else made.calibration.described(),
+        "report": made.report,
         "metadata": made.metadata,
         "device": str(made.device),
         "dtype": str(made.dtype).removeprefix("torch."),
@@ -64,6 +66,7 @@ async def _predict(request: Request, name: str | None = None, version: str | Non
         model.outputs,
         model.defaults,
         most_members=len(model.ensemble),
+        brings=service_of(request).variants.of(model).bringable,
         timeout=timeout_of(request),
         targets=model.targets,
         lacking=model.lacking,

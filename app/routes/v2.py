@@ -103,13 +103,17 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         model.defaults,
         parse_header_length(request.headers.get(HEADER_LENGTH)),
         most_members=len(model.ensemble),
+        brings=service_of(request).variants.of(model).bringable,
         timeout=timeout_of(request),
         targets=model.targets,
         lacking=model.lacking,
     )
     answer = await ask(request, model, asked)
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
-    encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, details_of(model, answer))
+    details = details_of(model, answer)
+    # As they are asked for here: next to each other, each one value.
+    details |= {name: value for name, value in details.pop("perturbation", {}).items() if not isinstance(value, list)}
+    encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, details)
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
 
 
