@@ -17,8 +17,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ _FIRST_SEGMENT = (127 - 1) << _SEGMENT_BITS
 # middle between two grid points (a test shows it), so a C library's error of 1e-15 cannot change the table.
 _GRID = 2.0**24
 _BLOCK = 1 << 18
+_WORD = 2**64 - 1
 
 
 def _tail_quantile(p: float) -> float:
@@ -91,14 +93,33 @@ def standard_normal(seed: int, members: range, parameter: str, shape: Sequence[i
     # Several small rows at a time, or a piece of a large one: the temporaries stay small beside the result.
     rows, width = max(1, _BLOCK // max(size, 1)), min(words, _BLOCK // 2)
     for start in range(0, len(members), rows):
-        streams = [stream(seed, member, parameter) for member in members[start : start + rows]]
-        for left in range(0, words, max(width, 1)):
-            taken = min(width, words - left)
-            raw = np.stack([each.random_raw(taken) for each in streams]).astype("<u8", copy=False)
+        for left, raw in _raw(seed, members[start : start + rows], parameter, words, width):
             bits = torch.from_numpy(raw.view("<i4").astype(np.int32, copy=False))
-            piece = out[start : start + rows, 2 * left : 2 * (left + taken)]
+            piece = out[start : start + rows, 2 * left : 2 * (left + raw.shape[1])]
             piece.copy_(_normal_from_bits(bits[:, : piece.shape[1]].reshape(-1)).view(piece.shape))
     return out.view(len(members), *shape)
+
+
+def _raw(
+    seed: int, members: range, parameter: str, words: int, width: int
+) -> Iterator[tuple[int, np.ndarray[Any, np.dtype[np.uint64]]]]:
+    """Random bits of every member, at most ``width`` words at a time: where they begin, and (members, words)."""
+    if words <= width:
+        # A generator costs several times as much to make as to set to another key.
+        generator = np.random.Philox(key=0)
+        state: Any = generator.state
+        raw = np.empty((len(members), words), dtype="<u8")
+        for row, member in enumerate(members):
+            key = _key(seed, member, parameter)
+            state["state"]["key"] = np.array([key & _WORD, key >> 64], dtype=np.uint64)
+            generator.state = state
+            raw[row] = generator.random_raw(words)
+        yield 0, raw
+        return
+    streams = [stream(seed, member, parameter) for member in members]
+    for left in range(0, words, max(width, 1)):
+        taken = min(width, words - left)
+        yield left, np.stack([each.random_raw(taken) for each in streams]).astype("<u8", copy=False)
 
 
 def root_mean_square(weight: Tensor) -> float:
