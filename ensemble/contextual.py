@@ -16,13 +16,11 @@ from torch import Tensor, fx, nn
 
 from ensemble.capture import capture, evaluating
 from ensemble.errors import InputError, ModelError
-from ensemble.generated import Generated
+from ensemble.generated import Generated, in_full
 from ensemble.graph import retarget
-from ensemble.perturbation.base import as_patterns
-from ensemble.perturbation.factors import Factors
 from ensemble.rows import run
 from ensemble.structure import as_call
-from ensemble.structured import LEFT, RIGHT, rewrite
+from ensemble.structured import rewrite
 
 
 class Contextual(nn.Module):
@@ -87,8 +85,8 @@ class Contextual(nn.Module):
             target,
             captured.weights,
             aliases=program.aliases,
-            include=as_patterns(include, "include"),
-            exclude=as_patterns(exclude, "exclude"),
+            include=include,
+            exclude=exclude,
         )
         self.hypernetwork = hypernetwork
         self.target = target
@@ -126,9 +124,7 @@ class Contextual(nn.Module):
         own = self.generated.read(self.hypernetwork(context))
         shared = dict([*self.target.named_parameters(), *self.target.named_buffers()])
         shared |= {name: self.get_buffer(f"constant_{number}") for number, name in enumerate(self._constants)}
-        for name in self._dense:
-            left, right = own.pop(name + LEFT), own.pop(name + RIGHT)
-            own[name] = Factors("additive", left, right).materialise(shared[name])
+        own = in_full(own, shared, self._dense)
         outputs = run(self._graph_on(inputs[0].device), shared, own, inputs)
         rows = [
             output.squeeze(1 + spec.batch_dim).movedim(0, spec.batch_dim)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.errors import ModelError
-from ensemble.perturbation.base import choose
+from ensemble.perturbation.base import as_patterns, choose
 from ensemble.perturbation.factors import Shape, columns
 from ensemble.structured import LEFT, RIGHT
 
@@ -45,8 +45,8 @@ class Generated:
         weights: Mapping[str, Tensor],
         *,
         aliases: Mapping[str, str],
-        include: Sequence[str] = ("*",),
-        exclude: Sequence[str] = (),
+        include: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = (),
     ) -> Generated:
         """What an output is, found from one.
 
@@ -61,6 +61,7 @@ class Generated:
 
         Raises:
             ModelError: an unknown name, or a shape that does not fit; the text says what would.
+            RecipeError: patterns that match nothing.
         """
         if isinstance(output, Mapping):
             return _named(output, count, weights, aliases)
@@ -70,7 +71,7 @@ class Generated:
                 f"however: a {type(output).__name__}."
             )
         parameters = {n: p for n, p in target.named_parameters() if p.is_floating_point()}
-        chosen = choose(list(parameters), parameters, include, exclude)
+        chosen = choose(list(parameters), parameters, as_patterns(include, "include"), as_patterns(exclude, "exclude"))
         vector = tuple((name, tuple(parameters[name].shape)) for name in chosen)
         numbers = sum(math.prod(shape) for _, shape in vector)
         _check_vector(output, count, numbers)
@@ -190,6 +191,15 @@ def _check_vector(output: Tensor, count: int, numbers: int) -> None:
 def _listing(weights: Collection[str]) -> str:
     names = list(weights)
     return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > _SHOWN else "")
+
+
+def in_full(own: dict[str, Tensor], weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Generated weights, those of these names with their deltas added up: (n, *shape) instead of factors."""
+    found = dict(own)
+    for name in names:
+        left, right = found.pop(name + LEFT), found.pop(name + RIGHT)
+        found[name] = weights[name] + (left @ right.transpose(1, 2)).reshape(-1, *weights[name].shape)
+    return found
 
 
 def first_bad(weights: Mapping[str, Tensor]) -> tuple[str, int] | None:

@@ -14,12 +14,10 @@ from ensemble.construct import check_count, perturb
 from ensemble.contextual import Contextual, called, split_example
 from ensemble.ensemble import Ensemble, Origin
 from ensemble.errors import ModelError
-from ensemble.generated import Generated, first_bad
+from ensemble.generated import Generated, first_bad, in_full
 from ensemble.members import Members, Progress
 from ensemble.memory import require
 from ensemble.perturbation import Recipe
-from ensemble.perturbation.base import as_patterns
-from ensemble.perturbation.factors import Factors
 from ensemble.random import standard_normal
 from ensemble.structured import LEFT, RIGHT, factorable
 from ensemble.tasks import Task, heads
@@ -93,11 +91,10 @@ def generate(
         assert codes is not None
         drawn = _codes(hypernetwork, codes, size, seed)
         captured = capture(target, example)
-        patterns = as_patterns(include, "include"), as_patterns(exclude, "exclude")
         place = torch.device(device) if device is not None else captured.example[0].device
         drawn = drawn.to(captured.example[0].device)
         with torch.no_grad(), evaluating(hypernetwork):
-            made, generated = _members(hypernetwork, target, captured, drawn, patterns, place, progress)
+            made, generated = _members(hypernetwork, target, captured, drawn, (include, exclude), place, progress)
         report: dict[str, Any] = {
             "generated": {
                 "codes": list(drawn.shape),
@@ -190,7 +187,7 @@ def _members(
     target: nn.Module,
     captured: Captured,
     codes: Tensor,
-    patterns: tuple[tuple[str, ...], tuple[str, ...]],
+    patterns: tuple[str | Sequence[str], str | Sequence[str]],
     place: torch.device,
     progress: Progress | None,
 ) -> tuple[Members, Generated]:
@@ -201,13 +198,13 @@ def _members(
         probe, 1, target, weights, aliases=program.aliases, include=patterns[0], exclude=patterns[1]
     )
     factored, dense = factorable(program, generated.factored)
-    alone = _materialised(generated.read(probe), weights, dense)
+    alone = in_full(generated.read(probe), weights, dense)
     require(sum(tensor[0].numel() * tensor.element_size() for tensor in alone.values()), count, place)
     stacked = {n: torch.empty((count, *t.shape[1:]), dtype=_dtype(n, weights), device=place) for n, t in alone.items()}
     step = max(2, _NUMBERS // max(1, sum(tensor[0].numel() for tensor in alone.values())))
     for start in range(0, count, step):
         stop = min(count, start + step)
-        found = _materialised(generated.read(called(hypernetwork, codes[start:stop])), weights, dense)
+        found = in_full(generated.read(called(hypernetwork, codes[start:stop])), weights, dense)
         for name, tensor in found.items():
             if tensor.shape[0] != stop - start:
                 raise ModelError(f"The hypernetwork gives {tensor.shape[0]} weights for {stop - start} codes.")
@@ -223,14 +220,6 @@ def _members(
             progress(stop, count)
     shared = {n: w.to(place, copy=True) for n, w in weights.items() if n not in stacked}
     return Members(count, shared, stacked, factored), generated
-
-
-def _materialised(own: dict[str, Tensor], weights: Mapping[str, Tensor], dense: Mapping[str, str]) -> dict[str, Tensor]:
-    """In full where the target uses a weight otherwise than in products."""
-    for name in dense:
-        left, right = own.pop(name + LEFT), own.pop(name + RIGHT)
-        own[name] = Factors("additive", left, right).materialise(weights[name])
-    return own
 
 
 def _dtype(name: str, weights: Mapping[str, Tensor]) -> torch.dtype:
