@@ -1,4 +1,4 @@
-"""What the tests of recipes and graphs share: a scenario's model is exported once, whatever the recipes that perturb it."""
+"""What tests of recipes and graphs share: a scenario is exported once, whatever the recipes that perturb it."""
 
 from __future__ import annotations
 
