@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from ensemble.losses import Loss
     from ensemble.members import Members
     from ensemble.program import Program, Weights
+    from ensemble.training import Schedule
+
+_EPOCHS = 10
+_RATES = (0.02, 0.005)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Adapted(Learned, name="adapted"):
     other that takes depends on the model, and is most for small ones.
 
     Args:
-        steps: gradient steps of each member, ≥ 0.
-        lr: the learning rate at first, > 0.
+        steps: gradient steps of each member, ≥ 0; as many as take it through the rows ten times by default.
+        lr: the learning rate at first, > 0; best about a tenth of what the model was trained with.
         bootstrap: train each member on as many rows as there are, drawn with replacement; else on all.
         start: a recipe whose members training starts from; the trained weights by default.
         rank: train only additive factors of this rank for each matrix that the model uses in products, and keep the
@@ -44,7 +48,7 @@ class Adapted(Learned, name="adapted"):
         weight_decay: share of a weight that decays in a step at a learning rate of 1, ≥ 0.
         early_stopping: keep those weights of each member that did best on the rows that its resample left out (on a
             tenth of the rows, which it is then not trained on, without bootstrap).
-        check_every: steps between two looks at these rows, ≥ 1.
+        check_every: steps between two looks at these rows, ≥ 1; a tenth of the steps by default.
         patience: looks without a better one after which a member stops, ≥ 1; by default none does.
         seconds: about how long training may take, > 0: as many steps as fit, at most ``steps``. How many that were
             stands in the ensemble's report; so many ``steps`` without ``seconds`` make the same members again.
@@ -61,15 +65,17 @@ class Adapted(Learned, name="adapted"):
         >>> Adapted(steps=200, lr=0.01, start=Gaussian(scale=0.1))
     """
 
-    steps: int
-    lr: float = 1e-2
+    dear: ClassVar[bool] = True
+
+    steps: int | None = None
+    lr: float = 2e-3
     bootstrap: bool = True
     start: Perturbation | None = None
     rank: int | None = None
     batch_size: int = 32
     weight_decay: float = 0.0
     early_stopping: bool = False
-    check_every: int = 50
+    check_every: int | None = None
     patience: int | None = None
     seconds: float | None = None
     loss: Loss | str | None = None
@@ -77,9 +83,7 @@ class Adapted(Learned, name="adapted"):
     exclude: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from ensemble.training import Schedule
-
-        Schedule(self.steps, self.lr, self.batch_size, self.weight_decay, self.check_every, self.patience)
+        self._schedule(1)
         for name in ("bootstrap", "early_stopping"):
             if not isinstance(getattr(self, name), bool):
                 raise RecipeError(f"{name} must be True or False, however: {getattr(self, name)!r}.")
@@ -104,6 +108,11 @@ class Adapted(Learned, name="adapted"):
         object.__setattr__(self, "include", as_patterns(self.include, "include"))
         object.__setattr__(self, "exclude", as_patterns(self.exclude, "exclude"))
 
+    @classmethod
+    def candidates(cls) -> Iterable[Mapping[str, Any]]:
+        """Learning rates, far apart: which of them a model bears differs from model to model by that much."""
+        return [{"lr": lr, "early_stopping": True} for lr in _RATES]
+
     def settings(self) -> dict[str, Any]:
         """As of any recipe; of a loss its name, since code is not kept."""
         return {**super().settings(), "loss": _called(self.loss)}
@@ -114,7 +123,7 @@ class Adapted(Learned, name="adapted"):
         return choose(list(weights), candidates, include, exclude)
 
     def make(self, material: Material) -> Members:
-        from ensemble.training import Schedule, train
+        from ensemble.training import train
         from ensemble.training.start import starting
 
         if material.data is None or material.data.targets is None:
@@ -134,13 +143,12 @@ class Adapted(Learned, name="adapted"):
             seed=material.seed,
             device=material.device,
         )
-        schedule = Schedule(self.steps, self.lr, self.batch_size, self.weight_decay, self.check_every, self.patience)
         trained = train(
             program,
             members,
             dataclasses.replace(data, inputs=inputs),
             loss,
-            schedule,
+            self._schedule(len(data)),
             seed=material.seed,
             bootstrap=self.bootstrap,
             early_stopping=self.early_stopping,
@@ -148,6 +156,12 @@ class Adapted(Learned, name="adapted"):
             progress=material.progress,
         )
         return trained.members if half is None else trained.members.to(material.device, half)
+
+    def _schedule(self, rows: int) -> Schedule:
+        from ensemble.training import Schedule
+
+        steps = max(1, rows // self.batch_size) * _EPOCHS if self.steps is None else self.steps
+        return Schedule(steps, self.lr, self.batch_size, self.weight_decay, self.check_every, self.patience)
 
     def _loss(self, material: Material) -> Loss:
         from ensemble.losses import negative_log_likelihood

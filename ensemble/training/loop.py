@@ -87,8 +87,9 @@ def train(
         seed: of the members' resamples and orders.
         bootstrap: train each member on its own resample of the rows.
         early_stopping: keep those weights of each member that did best on rows held back from it: the rows that its
-            resample left out, or a tenth of all.
-        held: rows to look at in their place, the same for all members.
+            resample left out, or a tenth of all. Those it starts with are not among them, since whoever trained them
+            had these rows.
+        held: rows to look at in their place, the same for all members, and new to the weights that these start with.
         names: weights to train, by their names in the model; by default all of floating point that members have of
             their own.
         seconds: about how long training may take: as many steps as fit, judged by a few trial steps, and at most those
@@ -185,7 +186,7 @@ class _Work:
             times.append(time.perf_counter() - start)
         if not times:
             return self.schedule
-        each = sorted(times)[len(times) // 2] + looking / self.schedule.check_every
+        each = sorted(times)[len(times) // 2] + looking / self.schedule.every
         chunks = math.ceil(self.members.count / self.chunk)
         fit = int((seconds - (time.perf_counter() - begun)) / (each * chunks))
         if fit < 1:
@@ -260,12 +261,11 @@ class _Part:
     def run(self, tell: Callable[[int], None]) -> Tensor:
         """All steps; gives the loss on the rows held back at the start, (members,)."""
         schedule = self.work.schedule
-        self.look(0)
-        before = self.reached.cpu()
+        before = self.look(0).cpu()
         for step in range(schedule.steps):
             self.step(step)
             done = step + 1
-            if done % schedule.check_every == 0 or done == schedule.steps:
+            if schedule.looks_after(done):
                 self.look(done)
                 tell(done)
                 if schedule.patience is not None and self.looks and bool((self.waited >= schedule.patience).all()):
@@ -286,12 +286,16 @@ class _Part:
         """Of every member, on rows (members, size)."""
         return self.work.objective.gradients(self.weights, self.fixed, *self._taken(rows))
 
-    def look(self, step: int) -> None:
+    def look(self, step: int) -> Tensor:
         """Keep the weights of those members that do better than before.
+
+        Returns:
+            The loss of each on the rows held back, (members,) float64; infinity where none are.
 
         Raises:
             RecipeError: a member diverged, and has no weights to keep.
         """
+        found = self.reached
         if self.looks:
             found = self._judged()
             better = found < self.reached
@@ -303,6 +307,9 @@ class _Part:
             for name, weight in self.weights.items():
                 self.best[name][better] = weight[better]
             lost = self.reached.isinf()
+            if step == 0 and self.work.schedule.steps and self.work.held is None:
+                # The trained weights have seen these rows, so that no step could do better than they do.
+                self.reached.fill_(math.inf)
         else:
             self.kept.fill_(step)
             lost = ~self.finite
@@ -310,6 +317,7 @@ class _Part:
                 lost |= ~weight.isfinite().flatten(1).all(1)
         if bool(lost.any()):
             self._refuse(lost, step)
+        return found
 
     def diverged(self) -> list[int]:
         """Members whose loss stopped being finite."""

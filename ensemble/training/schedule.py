@@ -17,9 +17,9 @@ class Schedule:
         lr: learning rate of the first step, > 0; it falls to 0 along half a cosine.
         batch_size: rows of one step of one member, ≥ 1; all rows where there are fewer.
         weight_decay: share of a weight that decays in a step at a learning rate of 1, ≥ 0.
-        check_every: steps between looks at the rows held back, ≥ 1; none are looked at where none are held back. The
-            start and the last step are looked at too, and the weights that did best there are the member's.
-        patience: looks without a better one after which a member takes no further step; None for never, ≥ 1.
+        check_every: steps between looks at the rows held back, ≥ 1, the last step being looked at too; a tenth of the
+            steps by default.
+        patience: looks without a better one after which a member keeps what it has, ≥ 1; by default it goes on.
 
     Raises:
         RecipeError: a number out of range.
@@ -29,20 +29,30 @@ class Schedule:
     lr: float
     batch_size: int = 32
     weight_decay: float = 0.0
-    check_every: int = 50
+    check_every: int | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        whole = {"steps": (self.steps, 0), "batch_size": (self.batch_size, 1), "check_every": (self.check_every, 1)}
-        if self.patience is not None:
-            whole["patience"] = self.patience, 1
-        for name, (value, least) in whole.items():
+        whole: dict[str, int] = {"steps": 0, "batch_size": 1, "check_every": 1, "patience": 1}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if value is None and name in ("check_every", "patience"):
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
                 raise RecipeError(f"{name} must be an integer of at least {least}, however: {value!r}.")
         if not _number(self.lr) or self.lr <= 0:
             raise RecipeError(f"lr must be a finite number > 0, however: {self.lr!r}.")
         if not _number(self.weight_decay) or self.weight_decay < 0:
             raise RecipeError(f"weight_decay must be a finite number ≥ 0, however: {self.weight_decay!r}.")
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks."""
+        return self.check_every or max(1, math.ceil(self.steps / 10))
+
+    def looks_after(self, done: int) -> bool:
+        """Whether the rows held back are looked at after so many steps."""
+        return done % self.every == 0 or done == self.steps
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
