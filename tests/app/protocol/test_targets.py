@@ -32,7 +32,7 @@ def v2(outputs, target=None, targets=ONE, *, binary=False):
     given = target if isinstance(target, dict) else {"target": target} if target is not None else {}
     specs = {spec.name: spec for spec in targets.values()}
     tail = b""
-    inputs = [{"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}]
+    entries = []
     for name, values in given.items():
         array = np.array(values, specs[name].type.dtype)
         entry = {"name": name, "shape": list(array.shape), "datatype": specs[name].datatype}
@@ -41,9 +41,10 @@ def v2(outputs, target=None, targets=ONE, *, binary=False):
             entry["parameters"] = {"binary_data_size": array.nbytes}
         else:
             entry["data"] = array.ravel().tolist()
-        # Among the model's inputs in any order.
-        inputs.insert(0, entry)
-    body = json.dumps({"inputs": inputs, "outputs": [{"name": name} for name in outputs]}).encode()
+        # Before the model's inputs or behind them.
+        entries.append(entry)
+    entries.insert(len(entries) // 2, {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]})
+    body = json.dumps({"inputs": entries, "outputs": [{"name": name} for name in outputs]}).encode()
     names = ("mean", *targets)
     length = len(body) if binary else None
     return decode_infer(body + tail, [X], names, ["mean"], length, targets=targets, lacking=LACKING)
