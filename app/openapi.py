@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from numpy.typing import NDArray
 
+from app import openapi_adaptation
 from app import openapi_schemas as schemas
 from app.middleware.authentication import OPEN
 from app.protocol import HEADER_LENGTH
@@ -62,6 +63,7 @@ def document(app: FastAPI, repository: Repository) -> dict[str, Any]:
             _, _, action = path.rpartition("/")
             # All that it may say is optional, and so is a body.
             methods["post"]["requestBody"] = _json(_REPOSITORY[action])
+        openapi_adaptation.describe(path, methods)
     return whole
 
 
@@ -76,7 +78,7 @@ def _name_models(operation: dict[str, Any], ready: list[Served]) -> None:
 def _describe_answers(path: str, operation: dict[str, Any], guarded: bool) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
-    asks, manages = path.endswith(("/predict", "/infer")), path.endswith(("/load", "/unload"))
+    asks, manages = path.endswith(("/predict", "/infer", "/adapt")), path.endswith(("/load", "/unload"))
     errors: dict[str, str] = {}
     if asks or "{name}" in path:
         errors |= schemas.MODEL_ERRORS

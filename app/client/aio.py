@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from numpy.typing import ArrayLike
 
-from app.client import calls
+from app.client import adapting, calls
 from app.client.calls import Own
 from app.client.codec import Inputs, decode
 from app.client.errors import BadRequest, ClientError, ConnectionFailed, NotFound, Unavailable
@@ -127,6 +127,100 @@ class AsyncClient:
         return decode(response.content, response.headers)
 
     predict = infer
+
+    async def adapt(
+        self,
+        support: tuple[Mapping[str, ArrayLike] | ArrayLike, ArrayLike],
+        queries: Mapping[str, ArrayLike] | ArrayLike | None = None,
+        outputs: Sequence[str] | None = None,
+        *,
+        steps: int | None = None,
+        learning_rate: float | None = None,
+        loss: str | None = None,
+        weights: Sequence[str] | str | None = None,
+        factors: bool | None = None,
+        keep_seconds: float | None = None,
+        model: str | None = None,
+        version: str | None = None,
+        members: int | None = None,
+        confidence_level: float | None = None,
+        levels: Sequence[float] | None = None,
+        priority: int | None = None,
+        timeout: float | Own | None = Own.TIMEOUT,
+        request_id: str | None = None,
+    ) -> Result:
+        """What a model says once it is adapted to examples; of a service with ``--adaptation``.
+
+        Args:
+            support: (inputs, targets), the examples; inputs as of :meth:`infer`.
+            queries: inputs that the adapted model is asked about; may be left out with ``keep_seconds``.
+            outputs: statistics to ask for; the model's defaults by default.
+            steps, learning_rate, loss: of the gradient descent; the service's by default.
+            weights: patterns of the names of the weights that adapt; those in which members differ by default.
+            factors: adapt the members' factors instead of full weights.
+            keep_seconds: keep the adapted model for so long; ``result.parameters["adapted"]["handle"]`` is its handle.
+            model, version, members, confidence_level, levels, priority, timeout, request_id: as of :meth:`infer`.
+
+        Raises:
+            InputError: the examples or queries cannot be sent; nothing was.
+            ClientError: any other; a loss that diverges is a :class:`BadRequest`.
+        """
+        attempts = self._settled.attempts(timeout)
+        name = model or self._settled.model or calls.only_model(await self._index(attempts))
+        document = {
+            "support": adapting.support(support),
+            "queries": adapting.rows(queries, "queries"),
+            "outputs": outputs,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "loss": loss,
+            "weights": weights,
+            "factors": factors,
+            "keep_seconds": keep_seconds,
+            "parameters": calls.parameters(members, None, confidence_level, levels, priority),
+        }
+        path = adapting.adapt_path(name, version)
+        return adapting.decode(await self._send(adapting.request(self._settled, path, document, request_id), attempts))
+
+    async def ask_adapted(
+        self,
+        handle: str,
+        inputs: Mapping[str, ArrayLike] | ArrayLike,
+        outputs: Sequence[str] | None = None,
+        *,
+        confidence_level: float | None = None,
+        levels: Sequence[float] | None = None,
+        priority: int | None = None,
+        timeout: float | Own | None = Own.TIMEOUT,
+        request_id: str | None = None,
+    ) -> Result:
+        """What an adapted model says that was kept.
+
+        Args:
+            handle: from :meth:`adapt`.
+            inputs, outputs, confidence_level, levels, priority, timeout, request_id: as of :meth:`infer`.
+
+        Raises:
+            NotFound: there is none under this handle, or not any more.
+            ClientError: any other.
+        """
+        document = {
+            "inputs": adapting.rows(inputs, "inputs"),
+            "outputs": outputs,
+            "parameters": calls.parameters(None, None, confidence_level, levels, priority),
+        }
+        request = adapting.request(self._settled, f"{adapting.adapted_path(handle)}/predict", document, request_id)
+        return adapting.decode(await self._send(request, self._settled.attempts(timeout)))
+
+    async def forget_adapted(self, handle: str, *, timeout: float | Own | None = Own.TIMEOUT) -> None:
+        """End an adapted model before its time.
+
+        Raises:
+            NotFound: there is none under this handle, or not any more.
+            ClientError: any other.
+        """
+        request = self._settled.request("DELETE", adapting.adapted_path(handle))
+        await self._send(request, self._settled.attempts(timeout))
 
     async def metadata(
         self, model: str | None = None, version: str | None = None, *, timeout: float | Own | None = Own.TIMEOUT

@@ -25,6 +25,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What the service lets a request ask for, seconds.
 _LONGEST_TIMEOUT = 86_400.0
 _CONNECT_SECONDS = 5.0
+# Paths of requests that have a deadline.
+_COMPUTING = ("/infer", "/predict", "/adapt")
 # What an attempt without an answer raises.
 FAILURES = (httpx.HTTPError, TimeoutError)
 
@@ -114,12 +116,21 @@ class Settled:
             InputError: the inputs or the target are not what the model takes.
             ValueError: the request id has other characters than the service accepts.
         """
-        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
-            raise ValueError(f"request_id must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, however: {request_id!r}")
+        named = self.identity(request_id)
         content, headers = encode(inputs, takes, outputs, parameters, binary=self.binary, target=target)
-        if request_id is not None:
-            headers["x-request-id"] = request_id
-        return self.request("POST", f"{model_path(takes.model, version)}/infer", content, headers)
+        return self.request("POST", f"{model_path(takes.model, version)}/infer", content, headers | named)
+
+    def identity(self, request_id: str | None) -> dict[str, str]:
+        """The header that names a request.
+
+        Raises:
+            ValueError: the id has other characters than the service accepts.
+        """
+        if request_id is None:
+            return {}
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise ValueError(f"request_id must be 1 to 64 of the characters A-Z a-z 0-9 . _ -, however: {request_id!r}")
+        return {"x-request-id": request_id}
 
     def remember(self, name: str, version: str | None, document: Any) -> Inputs:
         """Keep what a model takes."""
@@ -167,7 +178,7 @@ def limit(request: httpx.Request, seconds: float | None) -> None:
         "write": seconds,
         "pool": seconds,
     }
-    if seconds is not None and request.url.path.endswith("/infer"):
+    if seconds is not None and request.url.path.endswith(_COMPUTING):
         # Rounded up to what the service reads, since no time at all is none that it accepts.
         request.headers["x-request-timeout"] = f"{min(max(seconds, 0.001), _LONGEST_TIMEOUT):.3f}"
 

@@ -129,7 +129,7 @@ def decode(body: bytes, headers: Mapping[str, str]) -> Result:
             said.pop("members", None),
             said.pop("seed", None),
             headers.get("x-request-id"),
-            _timings(headers.get("server-timing", "")),
+            timings_of(headers.get("server-timing", "")),
             said,
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, BadRequest) as error:
@@ -207,6 +207,7 @@ def _from_json(data: Any, datatype: Datatype) -> NDArray[Any]:
     return np.array(data, dtype=datatype.dtype)
 
 
-def _timings(header: str) -> dict[str, float]:
+def timings_of(header: str) -> dict[str, float]:
+    """Seconds by name, of a ``Server-Timing`` header."""
     found = (_TIMING.fullmatch(part) for part in header.split(","))
     return {match[1]: float(match[2]) / 1000 for match in found if match}

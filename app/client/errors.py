@@ -8,7 +8,7 @@ ClientError
   Refused                  the service said no
     BadRequest             400, 413, 415 and what else is the request's own fault
     Unauthorized           401, 403
-    NotFound               404
+    NotFound               404, 410
     TooManyRequests        429
     ServerFault            500 and its like
     Unavailable            502, 503
@@ -118,6 +118,7 @@ _OF_STATUS: dict[int, type[ClientError]] = {
     401: Unauthorized,
     403: Unauthorized,
     404: NotFound,
+    410: NotFound,
     429: TooManyRequests,
     502: Unavailable,
     503: Unavailable,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ensemble
+from app.client import AsyncClient, BadRequest, Client, InputError, NotFound
 from tests.app.support import MEMBERS, assert_same, rows_of, serving, until
 
 LIMITS = ("--adaptation-steps", 8, "--adaptation-examples", 12, "--adapted-models", 6, "--adapted-seconds", 100)
@@ -79,12 +80,12 @@ def body(model: str, seed: int = 0, shots: int = 5, rows: int = 3, **more):
 def wanted(made, model: str, asked, statistics=None, **choice):
     """What the library says."""
     support = asked["support"]
-    targets = torch.tensor(support["targets"])[None]
+    targets = torch.as_tensor(support["targets"])[None]
     adapted = ensemble.adapt(
-        made, (torch.tensor(support["inputs"])[None], targets), LOSS[model], asked["steps"], asked["learning_rate"],
+        made, (torch.as_tensor(support["inputs"])[None], targets), LOSS[model], asked["steps"], asked["learning_rate"],
         **choice,
     )  # fmt: skip
-    prediction = adapted.predict(torch.tensor(asked["queries"])[None], statistics=statistics)
+    prediction = adapted.predict(torch.as_tensor(asked["queries"])[None], statistics=statistics)
     return {name: tensor[0].numpy() for name, tensor in prediction.flat().items()}, adapted.losses[0].mean(0)
 
 
@@ -293,6 +294,49 @@ def test_one_number_a_row_may_be_written_without_its_own_list(models, running, t
             assert len(client.service.adaptation.store) == 0
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_client_adapts_asks_and_forgets(server, loaded, asynchronous):
+    _, inputs, targets = examples("house", 5, 21)
+    queries = rows_of("house", 2, 22)["input"]
+    asked = {"support": {"inputs": inputs, "targets": targets}, "queries": queries, "steps": 3, "learning_rate": 0.05}
+    want, _ = wanted(loaded["house"], "house", asked, ["mean", "quantiles"])
+    wishes = {"steps": 3, "learning_rate": 0.05, "model": "house"}
+
+    async def over(client):
+        async def done(value):
+            return await value if asynchronous else value
+
+        once = await done(client.adapt((inputs, targets), queries, ["mean", "quantiles"], **wishes))
+        assert_same(once.outputs, want)
+        assert once["mean"].dtype == np.float32
+        assert once.parameters["adaptation"]["loss_after"] < once.parameters["adaptation"]["loss_before"]
+        kept = await done(client.adapt(({"input": inputs}, targets), keep_seconds=30, request_id="k-1", **wishes))
+        assert (kept.model, kept.request_id, dict(kept.outputs)) == ("house", "k-1", {})
+        handle = kept.parameters["adapted"]["handle"]
+        again = await done(client.ask_adapted(handle, queries, ["mean", "quantiles"]))
+        assert_same(again.outputs, want)
+        levels = await done(client.ask_adapted(handle, queries, ["quantiles"], levels=[0.5]))
+        assert levels["quantiles"].shape == (2, 2, 1)
+        await done(client.forget_adapted(handle))
+        with pytest.raises(NotFound, match="it was deleted"):
+            await done(client.ask_adapted(handle, queries))
+        with pytest.raises(BadRequest, match="steps must be"):
+            await done(client.adapt((inputs, targets), queries, model="house", steps=9))
+        for wrong in (inputs, (inputs, targets * np.nan), (inputs, np.array(["a"]))):
+            with pytest.raises(InputError):
+                await done(client.adapt(wrong, queries, model="house"))
+
+    async def run():
+        if asynchronous:
+            async with AsyncClient(server.url) as client:
+                await over(client)
+        else:
+            with Client(server.url) as client:
+                await over(client)
+
+    asyncio.run(run())
 
 
 def test_memory_and_time_are_bounded(models, running):

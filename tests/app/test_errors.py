@@ -10,6 +10,7 @@ PLAIN = {
     errors.Forbidden: (403, "forbidden"),
     errors.NotFound: (404, "not_found"),
     errors.MethodNotAllowed: (405, "method_not_allowed"),
+    errors.Gone: (410, "gone"),
     errors.RequestTimeout: (408, "request_timeout"),
     errors.PayloadTooLarge: (413, "payload_too_large"),
     errors.UnsupportedMediaType: (415, "unsupported_media_type"),
