@@ -19,6 +19,7 @@ _COMMANDS = {
     "serve": ("app.commands.serve", "serve a directory of models over HTTP"),
     "build": ("app.commands.build", "make an ensemble from a trained model and save it"),
     "inspect": ("app.commands.inspect", "show what a saved ensemble is, and whether it is intact"),
+    "evaluate": ("app.commands.evaluate", "judge a saved ensemble and its uncertainty on rows with targets"),
     "predict": ("app.commands.predict", "ask a saved ensemble or a running service"),
     "key": ("app.commands.key", "make a key for the service"),
     "loadtest": ("app.loadtest.command", "put a running service under load and measure it"),
@@ -28,7 +29,9 @@ _DESCRIPTION = "One trained PyTorch model as an ensemble of perturbed members th
 _EPILOG = """\
 the whole way:
   ensembled build mymodel.py:trained models/mine/1 --task classification --scale 0.05 --members 128
-  ensembled inspect models/mine/1
+  ensembled build mymodel.py:trained models/mine/2 --task classification --data held_out.npz
+  ensembled inspect models/mine/2
+  ensembled evaluate models/mine/2 test.npz
   ensembled serve --models models
   ensembled predict http://127.0.0.1:8000 rows.npy
   ensembled loadtest http://127.0.0.1:8000 --rate 100

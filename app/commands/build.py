@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError
@@ -20,9 +18,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ensemble
-from app.commands.reading import ReadingError, read_rows
+from app.commands import fitting
+from app.commands.dataset import rows_alone
+from app.commands.fitting import BuildError
+from app.commands.reading import ReadingError
 from app.engine import DeviceError, pick_device
 from app.repository import NAME, VERSION
+from ensemble.calibration.families import AUTO
 from ensemble.perturbation import recipes
 from ensemble.tasks import TASKS
 
@@ -36,20 +38,24 @@ SOURCE is FILE.py:NAME or package.module:NAME. NAME is a module, or a function w
   (model, example, metadata)       or
   a list of models in place of one: separately trained members, stacked as they are.
 The example is what the model is called with (a tensor, a tuple of positional or a dict of named arguments), the first
-dimension of each tensor being the batch. The file is run, so it must be your own."""
+dimension of each tensor being the batch. The file is run, so it must be your own.
+
+With --data the recipe's scale, the noise and the thresholds of intervals and sets are fitted to the rows of a file,
+which the model must not have been trained on; the recipe itself is chosen unless it is given. With --validation these
+are the held-out rows, and those of --data (as a rule the training rows) are what recipes learn from that learn their
+members. A .npz file holds inputs and targets as named arrays, a .csv file one row a line, the target being its last
+column, or the one that is called so, or --target."""
 
 EPILOG = """\
 examples:
   ensembled build mymodel.py:trained models/mine/1 --task classification --scale 0.05 --members 128
   ensembled build mymodel.py:Net models/mine/2 --weights net.safetensors --example rows.npy --task regression \\
-      --set exclude='["head.*"]'"""
+      --set exclude='["head.*"]'
+  ensembled build mymodel.py:trained models/mine/3 --task regression --data held_out.csv --target price --budget 2m
+  ensembled build mymodel.py:trained models/mine/4 --task classification --data train.npz --validation held_out.npz"""
 
 
 _LONGEST_REASON = 300
-
-
-class BuildError(Exception):
-    """The source, or a file beside it, cannot be used; the text says why."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +72,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--members", type=int, default=128, metavar="N", help="how many (default: 128)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the members' noise (default: 0)")
-    parser.add_argument("--recipe", choices=sorted(recipes), default="gaussian", help="how members are made")
+    parser.add_argument(
+        "--recipe",
+        choices=[AUTO, *sorted(recipes)],
+        help="how members are made (default: gaussian, with --data auto: the best of all)",
+    )
     parser.add_argument("--scale", type=float, help="the recipe's scale: noise relative to each weight")
     parser.add_argument(
         "--set",
@@ -75,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="another setting of the recipe, its value as JSON or plain text; may be repeated",
     )
+    fitting.configure(parser)
     parser.add_argument("--noise-variance", type=float, help="of a regression's observations, target²")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict to load first: .safetensors or .pt")
     parser.add_argument("--example", type=Path, metavar="FILE", help="rows to capture the model with: .npy .npz .json")
@@ -115,28 +126,34 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
         raise BuildError(f"{args.out} exists; --overwrite replaces it")
     device = None if args.device is None else pick_device(args.device)
     settings = dict(_setting(text) for text in args.set) | ({} if args.scale is None else {"scale": args.scale})
-    if settings:
+    fitting.check(args, settings)
+    args.recipe = args.recipe or (AUTO if args.data else "gaussian")
+    if settings and not args.data:
         _recipe(args.recipe, settings)
+    data, validation = fitting.read(args)
     console.print(f"running {args.source} ...", markup=False, soft_wrap=True)
     models, example, metadata = _source(args.source)
-    if len(models) > 1 and (settings or args.weights):
-        raise BuildError(f"{args.source} gives {len(models)} models, stacked as they are: without --scale, --set and "
-                         "--weights")  # fmt: skip
+    if len(models) > 1 and (settings or args.weights or args.data):
+        raise BuildError(f"{args.source} gives {len(models)} models, stacked as they are: without --scale, --set, "
+                         "--weights and --data")  # fmt: skip
     if args.weights:
         _load_weights(models[0], args.weights)
     if args.example:
-        example = _example(args.example)
-    if example is None:
+        example = rows_alone(args.example)
+    if example is None and data is None:
         raise BuildError("an example is needed: return (model, example) from the source, or give --example FILE")
     if args.metadata:
         metadata = _metadata(args.metadata)
     common: dict[str, Any] = {
         "example": example,
         "task": args.task,
-        "noise_variance": args.noise_variance,
         "metadata": metadata,
         "device": device,
     }
+    if data is not None and not args.no_fit:
+        made = fitting.fitted(models[0], data, validation, settings, args, console, common)
+        return made.to(dtype=getattr(torch, args.dtype)) if args.dtype else made
+    common["noise_variance"] = args.noise_variance
     if len(models) > 1:
         made = ensemble.stack(models, **common)
         return made.to(dtype=getattr(torch, args.dtype)) if args.dtype else made
@@ -147,6 +164,7 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
             _recipe(args.recipe, settings),
             members=args.members,
             seed=args.seed,
+            data=data,
             dtype=getattr(torch, args.dtype) if args.dtype else None,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             **common,
@@ -248,17 +266,6 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"
-
-
-def _example(path: Path) -> Any:
-    rows = read_rows(path)
-    as_tensors = {name: torch.from_numpy(_trained_dtype(array)) for name, array in rows.items()}
-    return as_tensors[""] if list(as_tensors) == [""] else as_tensors
-
-
-def _trained_dtype(array: NDArray[Any]) -> NDArray[Any]:
-    """Files hold float64 by default, models do not."""
-    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cache-dir", metavar="DIR", type=Path, help="where plans are kept (default: ~/.cache/ensembled)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--plot", metavar="FILE", type=Path, help="draw what fitting found, likelihood against scale: .png .svg .pdf"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -61,6 +64,8 @@ def main(args: argparse.Namespace) -> int:
         sizes = batch_sizes(max(1, args.max_batch))
         _plan(made, sizes, args.cache_dir, args.precision, measure=args.measure)
         error = made.check()
+        if args.plot:
+            ensemble.FitReport(made.report).plot(args.plot)
     except ensemble.EnsembledError as problem:
         print(f"ensembled inspect: {problem}", file=sys.stderr)
         return 1
@@ -77,6 +82,8 @@ def main(args: argparse.Namespace) -> int:
         "checked_against_loop": {"relative_error": error},
         "bytes_on_disk": sum(entry["bytes"] for entry in manifest.files.values()),
         "bytes_of_weights": made.members.nbytes,
+        "calibration": None if made.calibration is None else made.calibration.described(),
+        "report": made.report,
         "metadata": made.metadata,
         "inputs": list(manifest.inputs),
         "outputs": list(manifest.outputs),
@@ -150,6 +157,8 @@ def _show(about: dict[str, Any]) -> None:
         weights.add_row(row["name"], str(list(row["shape"])), row["how"], human(row["nbytes"]), row["why"])
     console.print(weights)
     _show_plan(console, about)
+    if about["report"]:
+        console.print(f"\nwhat fitting found\n{ensemble.FitReport(about['report'])}", soft_wrap=True)
 
 
 def _show_plan(console: Console, about: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Rows from files: .npy, .npz, .json, .csv."""
+"""Rows, and rows with their targets, from files: .npy, .npz, .json, .csv."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# What the targets are called in a file, where no name is given.
+TARGETS = ("target", "targets", "label", "labels", "y")
 
 
 class ReadingError(Exception):
@@ -35,6 +38,60 @@ def read_rows(path: Path) -> dict[str, NDArray[Any]]:
     except (ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReadingError(f"{shown} does not hold rows of numbers: {text}") from None
+
+
+def read_data(path: Path, target: str | None = None) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """Inputs by name (a lone one is named ""), and targets.
+
+    Args:
+        path: ``.npz`` with named arrays, or ``.csv`` (numbers; one input, whose features are all columns but the
+            target's).
+        target: the array or column of the targets: a name, or a column's number from 0, from −1 backwards; by default
+            the only one of ``TARGETS`` that there is, else a table's last column.
+
+    Raises:
+        ReadingError: it cannot be read, or there are no such targets.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".npz", ".csv"):
+        raise ReadingError(f"{path}: rows with targets are read from .npz (named arrays) or .csv (columns)")
+    if kind == ".csv":
+        table, names = read_rows(path)[""], _header(path)
+        column = _column(path, names, table.shape[1], target)
+        if table.shape[1] < 2:
+            raise ReadingError(f"{path} has one column, so there are no inputs beside the target")
+        return {"": np.delete(table, column, 1)}, table[:, column]
+    arrays = read_rows(path)
+    found = [name for name in arrays if name in TARGETS] if target is None else [n for n in arrays if n == target]
+    if len(found) != 1 or len(arrays) < 2:
+        wanted = f"an array called {target!r}" if target is not None else f"one array called {' or '.join(TARGETS)}"
+        there = ", ".join(name or "one without a name" for name in arrays)
+        raise ReadingError(f"{path} must hold inputs and {wanted}, however: {there}; --target says which it is")
+    targets = arrays.pop(found[0])
+    return {"": next(iter(arrays.values()))} if len(arrays) == 1 else arrays, targets
+
+
+def _header(path: Path) -> list[str]:
+    """The names of a table's columns; none where its first line holds numbers."""
+    lines = path.read_text("utf-8-sig").splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    return [] if _are_numbers(first) else [cell.strip().strip('"') for cell in first.split(",")]
+
+
+def _column(path: Path, names: list[str], width: int, target: str | None) -> int:
+    if target is None:
+        known = [name for name in names if name.lower() in TARGETS]
+        return names.index(known[0]) if len(known) == 1 and len(names) == width else width - 1
+    if target in names[:width]:
+        return names.index(target)
+    try:
+        number = int(target)
+    except ValueError:
+        there = f"its columns are {', '.join(names)}" if names else "its first line has no names; give a number from 0"
+        raise ReadingError(f"{path} has no column {target!r}; {there}") from None
+    if not -width <= number < width:
+        raise ReadingError(f"{path} has {width} columns, so there is no column {number}")
+    return number % width
 
 
 def _arrays(path: Path) -> dict[str, Any]:

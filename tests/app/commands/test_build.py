@@ -332,7 +332,7 @@ def test_a_recipe_without_a_scale_says_what_to_give(capsys, source):
     assert "needs more settings: give --scale, or --set NAME=VALUE" in err
     status, err = build(capsys, "mine.py:models", "out", "--scale", "1")
     assert status == 1
-    assert "without --scale, --set and --weights" in err
+    assert "without --scale, --set, --weights and --data" in err
 
 
 def test_what_cannot_be_written_is_said(capsys, source):
