@@ -59,6 +59,11 @@ class Family:
         return any(isinstance(recipe, Learned) for recipe in self.candidates)
 
     @property
+    def dear(self) -> bool:
+        """Whether no member is made in vain: the settings share the members, and all are kept."""
+        return any(isinstance(recipe, Learned) and recipe.dear for recipe in self.candidates)
+
+    @property
     def seconds(self) -> float:
         """That its trials took."""
         return sum(trial.seconds for trial in self.trials)

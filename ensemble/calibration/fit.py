@@ -37,6 +37,8 @@ _TRIED_MEMBERS = 64
 _MOST_SLOTS = 32
 # Of the net alone each slot is a noise variance, and so many describe what is known of it.
 _SINGLE_SLOTS = 8
+# Members with less than this share of an equal weight are left out.
+_LEAST_WEIGHT = 0.01
 # Share of the budget that is kept for making the ensemble and its thresholds.
 _RESERVE = 0.15
 # Numbers that a trial may hold at once, which bounds the rows that settings are compared on.
@@ -83,7 +85,8 @@ def fit(
         budget: how long it may take: "60s", "5m", or seconds. At least the net alone and one setting are tried.
         confidence_level: of intervals and sets where none is asked for.
         validation: (inputs, targets) of rows that neither the model nor a recipe is trained on.
-        members: how many; fewer where the net alone is best.
+        members: how many; fewer where the net alone is best. Of a recipe that trains its members the settings share
+            them, and all are kept, unless they have next to no weight; with the net itself they may be two more.
         seed: of the members and of the split.
         example: what the model is called with; the first rows of ``data`` by default.
         conformal: share of the held-out rows (at most 10,000 rows) set aside for thresholds; 0 for none, where there
@@ -225,6 +228,8 @@ def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, te
 def _try(trials: Trials, family: Family, candidate: Recipe, members: int, left: float) -> bool:
     # What is drawn can be drawn again in any number; what is learned is judged as it will be kept.
     count = min(members, _TRIED_MEMBERS) if isinstance(candidate, Perturbation) else members
+    if family.dear:
+        count = max(1, members // len(family.candidates))
     limit = getattr(candidate, "seconds", 0)
     if limit is None or (isinstance(limit, float) and limit > left > 0):
         candidate = dataclasses.replace(candidate, seconds=max(left, 1.0))  # type: ignore[type-var]
@@ -239,6 +244,8 @@ def _try(trials: Trials, family: Family, candidate: Recipe, members: int, left: 
 
 def _members_of(trials: Trials, chosen: Average, count: int) -> _Made:
     """The members of an average: each pair belongs to one of its settings, as many pairs as the setting is worth."""
+    if chosen.family.dear:
+        return _all_members_of(trials, chosen)
     cells, alone = chosen.cells, chosen.family.name == "single"
     pairs = max(1, count // 2)
     most = min(pairs, _SINGLE_SLOTS if alone else _MOST_SLOTS)
@@ -254,12 +261,48 @@ def _members_of(trials: Trials, chosen: Average, count: int) -> _Made:
         settled, members = trials.make(recipe, count)
     else:
         settled, members = recipe, _learned_members(trials, used, shares, count)
-    if trials.task == "classification":
-        return _Made(settled, members, Calibration(temperature=chosen.temperature))
-    noise = torch.tensor([used[member // 2 % len(used)].noise or 0.0 for member in range(count)], dtype=torch.float64)
-    if trials.task == "gaussian":
-        return _Made(settled, members, Calibration(variance_factors=noise))
-    return _Made(settled, members, Calibration(noise_variances=noise))
+    noise = [used[member // 2 % len(used)].noise or 0.0 for member in range(count)]
+    return _Made(settled, members, _calibrated(trials.task, chosen, noise))
+
+
+def _all_members_of(trials: Trials, chosen: Average) -> _Made:
+    """Every member that was made for any setting, each with its share of what its setting is worth; and the net alone.
+
+    The noise variances that were compared are shared out among a setting's members.
+    """
+    settings: dict[int, list[Cell]] = {}
+    for cell in chosen.cells:
+        settings.setdefault(id(cell.trial), []).append(cell)
+    layout = next(cells[0].trial.members for cells in settings.values() if cells[0].trial.members is not None)
+    assert layout is not None
+    parts: list[Members] = []
+    weights, noise = [], []
+    for cells in settings.values():
+        own = cells[0].trial.members or unperturbed(trials.captured, trials.device, min(2, len(cells)), layout)
+        share = sum(cell.weight for cell in cells)
+        each = torch.tensor([cell.weight for cell in cells], dtype=torch.float64)
+        places = slots(each / share if share > 0 else torch.full_like(each, 1 / len(each)), own.count)
+        parts.append(own)
+        weights += [share * weight for _, weight in places]
+        noise += [cells[place].noise or 0.0 for place, _ in places]
+    # What little weight a net that no row speaks for has is not worth its members' work.
+    mixture = torch.tensor(weights, dtype=torch.float64)
+    kept = (mixture > _LEAST_WEIGHT / len(mixture)).nonzero().flatten()
+    stacked = {name: torch.cat([part.stacked[name] for part in parts])[kept] for name in layout.stacked}
+    mixture = mixture[kept] / mixture[kept].sum()
+    members = Members(len(kept), layout.shared, stacked, layout.factored, mixture)
+    best = max((c for c in chosen.cells if c.trial.recipe is not None), key=lambda cell: cell.weight)
+    assert best.trial.recipe is not None
+    own_noise = [noise[place] for place in kept.tolist()]
+    return _Made(best.trial.recipe, members, _calibrated(trials.task, chosen, own_noise))
+
+
+def _calibrated(task: Task, chosen: Average, noise: Sequence[float]) -> Calibration:
+    """Temperature, or each member's noise variance or factor."""
+    if task == "classification":
+        return Calibration(temperature=chosen.temperature)
+    each = torch.tensor(noise, dtype=torch.float64)
+    return Calibration(variance_factors=each) if task == "gaussian" else Calibration(noise_variances=each)
 
 
 def _joined_recipe(used: list[Cell], shares: tuple[float, ...], family: Family) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -47,7 +47,14 @@ class Material:
 
 
 class Learned(Recipe):
-    """A recipe whose members are kept as they are made, since data made them."""
+    """A recipe whose members are kept as they are made, since data made them.
+
+    Args:
+        dear: whether a member takes so long that none is made in vain: where :func:`ensemble.fit` compares settings,
+            these share the members among them, and all are kept, each setting's with the weight that it deserves.
+    """
+
+    dear: ClassVar[bool] = False
 
     @abstractmethod
     def make(self, material: Material) -> Members:

@@ -33,12 +33,14 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
 
     The layer may be a linear layer or a convolution, and so may the next one; between them may stand anything. It can
     be chosen where all that the outputs learn of it goes through the next layer (or through several, as of a model with
-    two heads, which are all refitted).
+    two heads, which are all refitted). With the last one members agree best on the data; with the first one they differ
+    more away from them.
 
     Args:
         scale: of the noise on the hidden layer's weight and bias, relative to their root mean square, ≥ 0. No unit.
-        layer: the hidden layer's name in the state dict, such as "features.3"; the last one that can be chosen by
-            default.
+        layer: the hidden layer's name in the state dict, such as "features.3"; or its place among those that can be
+            chosen and are followed by linear layers (all that can be chosen, where none is): 0 is the first, -1 the
+            last.
         ridge: λ relative to the mean of the eigenvalues of A_iᵀ A_i (centred, where the layer has a bias), ≥ 0. With 0
             it is the least squares of least norm.
         rank: of the noise on the hidden weight, which is then stored as factors (:class:`LowRank`); dense by default.
@@ -48,11 +50,11 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
         RecipeError: numbers out of range.
 
     Example:
-        >>> PerturbAndCorrect(scale=0.5, layer="fc1")
+        >>> PerturbAndCorrect(scale=1.0, layer="fc1")
     """
 
-    scale: float = 0.5
-    layer: str | None = None
+    scale: float = 1.0
+    layer: str | int = -1
     ridge: float = 1e-3
     rank: int | None = None
     weights: tuple[str, ...] = ()
@@ -63,17 +65,19 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise RecipeError(f"{name} must be a finite number ≥ 0, however: {value!r}.")
             object.__setattr__(self, name, float(value))
-        if self.layer is not None and not (isinstance(self.layer, str) and self.layer):
-            raise RecipeError(f"layer must be a layer's name such as 'fc1', however: {self.layer!r}.")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, str | int) or self.layer == "":
+            raise RecipeError(f"layer must be a layer's name such as 'fc1', or its place, however: {self.layer!r}.")
         self._noise()
 
     @classmethod
     def candidates(cls) -> Iterable[Mapping[str, Any]]:
-        """Scales and ridges, the middle ones first."""
+        """Scales and ridges, the middle ones first.
+
+        Among them are scales so large that nothing of the hidden layer is left but random features: members still
+        agree where there are data, and nothing else makes them differ as much away from them.
+        """
         return [
-            {"scale": scale, "ridge": ridge}
-            for ridge in (1e-3, 1e-2, 1e-1, 1e-4, 1.0)
-            for scale in (0.5, 0.2, 1.0, 0.1, 2.0)
+            {"scale": scale, "ridge": ridge} for ridge in (1e-3, 1e-1, 1e-5) for scale in (1.0, 3.0, 0.3, 10.0, 0.1)
         ]
 
     def settled(self, program: Program) -> Self:
@@ -127,8 +131,14 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
                 "perturb_and_correct needs a linear layer or convolution whose every way to the outputs leads through "
                 f"another one; this model's layers are {listing(every)}."
             )
-        if self.layer is None:
-            return list(choices.values())[-1]
+        if isinstance(self.layer, int):
+            linear = [one for one in choices.values() if all(following.settings is None for following in one[1])]
+            numbered = linear or list(choices.values())
+            if not -len(numbered) <= self.layer < len(numbered):
+                raise RecipeError(
+                    f"layer={self.layer} is not among {listing(layer for layer, _ in numbered)}, of which 0 is the first."
+                )
+            return numbered[self.layer]
         name = next((layer.name for layer in every if self.layer in (layer.name, layer.weight)), None)
         if name not in choices:
             reason = "is no layer of this model" if name is None else "has a way to the outputs without another layer"
