@@ -28,6 +28,10 @@ from ensemble.memory import human
 from ensemble.perturbation import recipes
 from ensemble.variants import Kind
 
+# Bytes of weights that are looked at where requests are received; more, or of a new kind, on another thread.
+_QUICK_BYTES = 2**18
+# Kinds of perturbations and weights that are known to be quick.
+_MOST_KNOWN = 4096
 # Own weights of the variants of a call that are made at once, beside those that are kept.
 _AT_ONCE_BYTES = 128 * 2**20
 _NOT_PERMITTED = "this service permits no perturbations in requests (--max-perturbed-members is 0)"
@@ -72,6 +76,10 @@ class Kept:
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def described(self) -> dict[str, int]:
+        """How many there are, and how often they helped."""
+        return {"count": len(self), "bytes": self.nbytes, "hits": self.hits, "misses": self.misses}
 
     def get(self, key: Any) -> dict[str, Tensor] | None:
         """What is kept under a key, now the most recently used; None if there is nothing."""
@@ -155,6 +163,9 @@ class ModelVariants:
         self._limits = limits
         self.bringable = _bringable(model.ensemble, limits)
         self.kept = Kept(limits.kept_bytes)
+        # What was found out about perturbations but for their seeds; and which shapes of weights were seen.
+        self._known: dict[Perturbed, tuple[ensemble.Perturbation, Kind, dict[str, Any]]] = {}
+        self._seen: set[Any] = set()
 
     async def own(self, model: Served, request: InferRequest) -> Own | None:
         """What a request brings, checked; None if it brings nothing.
@@ -176,17 +187,37 @@ class ModelVariants:
                     f"output {output.name!r} is of what was fitted to {_OWN}, and cannot be asked for beside a "
                     "perturbation or weights"
                 )
-        # Another thread, since a graph may be rewritten, and many numbers looked at.
         if request.perturbation is not None:
-            return await asyncio.to_thread(self._perturbed, model, request.perturbation)
+            return await self._perturbed(model, request.perturbation)
         if question.members is not None:
             raise BadRequest(f"members is for {_OWN}; weights bring as many as they have")
-        return await asyncio.to_thread(self._given, model, request.weights)
+        signature = tuple((name, array.shape) for name, array in sorted(request.weights.items()))
+        if signature in self._seen and sum(array.nbytes for array in request.weights.values()) <= _QUICK_BYTES:
+            return self._given(model, request.weights)
+        # A graph may be rewritten, or many numbers are looked at.
+        own = await asyncio.to_thread(self._given, model, request.weights)
+        if len(self._seen) >= _MOST_KNOWN:
+            self._seen.clear()
+        self._seen.add(signature)
+        return own
 
-    def _perturbed(self, model: Served, asked: Perturbed) -> Own:
+    async def _perturbed(self, model: Served, asked: Perturbed) -> Own:
+        seed = self.ensemble.origin.seed if asked.seed is None else asked.seed
+        unseeded = dataclasses.replace(asked, seed=None)
+        found = self._known.get(unseeded)
+        if found is None:
+            # A graph may be rewritten.
+            found = await asyncio.to_thread(self._found_out, unseeded)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[unseeded] = found
+        recipe, kind, replay = found
+        details = {"seed": seed, "perturbation": {**replay, "seed": seed, "members": kind.count}}
+        return Own(model, kind, (recipe, kind.count, seed), None, details)
+
+    def _found_out(self, asked: Perturbed) -> tuple[ensemble.Perturbation, Kind, dict[str, Any]]:
         recipe = self._recipe(asked)
         members = asked.members or min(len(self.ensemble), self._limits.members)
-        seed = self.ensemble.origin.seed if asked.seed is None else asked.seed
         try:
             settled, kind = self.ensemble.variants.perturbed(recipe, members)
         except ensemble.EnsembledError as error:
@@ -198,8 +229,7 @@ class ModelVariants:
                 f"{human(self._limits.perturbed_bytes)} are permitted: ask for {fits} members at most, for a recipe "
                 "with factors such as low_rank or rank1, or for fewer weights (include)"
             )
-        replay = {"recipe": settled.name, **_told(settled), "seed": seed, "members": members}
-        return Own(model, kind, (settled, members, seed), None, {"seed": seed, "perturbation": replay})
+        return settled, kind, {"recipe": settled.name, **_told(settled)}
 
     def _recipe(self, asked: Perturbed) -> ensemble.Perturbation:
         own = self.ensemble.origin.recipe

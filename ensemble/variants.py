@@ -59,6 +59,14 @@ class Kind:
     factored: tuple[tuple[str, Shape], ...] = ()
     mixture: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        # It tells requests apart, many times for each.
+        object.__setattr__(self, "_hash", hash((self.count, self.own, self.factored, self.mixture)))
+
+    def __hash__(self) -> int:
+        found: int = self.__dict__["_hash"]
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of one variant's own weights."""
@@ -75,6 +83,15 @@ class Kind:
     def weights(self) -> Tensor | None:
         """The members' weights in the mixture, (members,) float64."""
         return None if self.mixture is None else torch.tensor(self.mixture, dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What becomes of given tensors: of which dtype and shape they are for one member, and which are multiplied out."""
+
+    kind: Kind
+    tensors: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
+    materialised: tuple[str, ...]
 
 
 class Variants:
@@ -109,6 +126,7 @@ class Variants:
         if made.members.factored:
             self._programs[tuple(sorted(made.members.factored.items()))] = made.running
         self._forms: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
+        self._plans: dict[Any, _Plan] = {}
         self._buffers: dict[str, Tensor] = {}
 
     @property
@@ -169,32 +187,42 @@ class Variants:
         """
         if not weights:
             raise InputError("weights must hold at least one tensor.")
+        signature = tuple((name, tensor.shape, tensor.is_floating_point()) for name, tensor in weights.items())
+        plan = self._plans.get(signature)
+        if plan is None:
+            plan = self._plan(weights)
+            if len(self._plans) >= _MOST_KINDS:
+                self._plans.clear()
+            self._plans[signature] = plan
+        own: dict[str, Tensor] = {}
+        for name, dtype, shape in plan.tensors:
+            tensor = weights[name].detach().to(self._device, dtype)
+            # The sum of what is finite may not be, but never the other way round.
+            if not math.isfinite(float(tensor.sum())) and not bool(tensor.isfinite().all()):
+                raise InputError(f"The weight {name!r} must hold finite numbers of {plain(dtype)}.")
+            own[name] = tensor if tensor.ndim > len(shape) else tensor.expand(plan.kind.count, *shape)
+        for name in plan.materialised:
+            pair = Factors("additive", own.pop(name + LEFT), own.pop(name + RIGHT))
+            own[name] = pair.materialise(self._placed[name]).to(self._dtypes[name])
+        return plan.kind, {name: own[name] for name, _, _ in plan.kind.own}
+
+    def _plan(self, weights: Mapping[str, Tensor]) -> _Plan:
         full, factors = self._sorted_out(weights)
         count = _count(weights, {**full, **factors})
-        members = 1 if count is None else count
-        own: dict[str, Tensor] = {}
+        bases = {name: name if name in full else _factor_of(name)[0] for name in weights}
         forms = {
-            name.removesuffix(LEFT): Shape(
-                "additive", weights[name].shape[-1], tuple(self.trained[name.removesuffix(LEFT)].shape)
-            )
-            for name in factors
+            bases[name]: Shape("additive", shape[1], self._sizes[bases[name]])
+            for name, shape in factors.items()
             if name.endswith(LEFT)
         }
         kept = self._factorable(forms)
-        for name, shape in {**full, **factors}.items():
-            base = name if name in full else name.removesuffix(LEFT).removesuffix(RIGHT)
-            tensor = weights[name].detach().to(self._device, self._dtypes[base])
-            if not bool(tensor.isfinite().all()):
-                raise InputError(f"The weight {name!r} must hold finite numbers of {plain(self._dtypes[base])}.")
-            own[name] = tensor if tensor.ndim > len(shape) else tensor.expand(members, *shape)
-        for name, form in forms.items():
-            if name not in kept:
-                # Its use has no factored form, so that members are dense.
-                pair = Factors("additive", own.pop(name + LEFT), own.pop(name + RIGHT))
-                own[name] = pair.materialise(self._placed[name]).to(self._dtypes[name])
-                full[name] = form.size
-        kind = self._kind(members, full | {name: form.size for name, form in kept.items()}, kept)
-        return kind, {name: own[name] for name, _, _ in kind.own}
+        # Whose use has no factored form, so that members are dense.
+        materialised = tuple(name for name in forms if name not in kept)
+        sizes = full | {name: form.size for name, form in forms.items()}
+        tensors = tuple(
+            (name, self._dtypes[bases[name]], full[name] if name in full else factors[name]) for name in weights
+        )
+        return _Plan(self._kind(1 if count is None else count, sizes, kept), tensors, materialised)
 
     def members(self, kind: Kind, own: OwnWeights) -> Members:
         """A variant as members; what they share is not copied."""

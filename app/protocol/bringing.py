@@ -23,6 +23,8 @@ from app.protocol.wording import describe, listing, quote
 __all__ = ["NOTHING_BROUGHT", "Bringable", "Perturbed", "WeightSpec"]
 
 _LEFT, _RIGHT = ".left", ".right"
+# Recipes within recipes are no single values.
+_NOT_SETTABLE = frozenset({"parts", "weights", "recipe"})
 _MOST_SEED = 2**63 - 1
 _LONGEST_TEXT = 256
 
@@ -125,19 +127,49 @@ class Bringable:
 
     def weight(self, name: str) -> WeightSpec | None:
         """The weight of this name, or the factor of one; None if it is none."""
-        if name in self.weights:
-            return self.weights[name]
-        for side in (_LEFT, _RIGHT):
-            base = self.weights.get(name.removesuffix(side)) if name.endswith(side) else None
-            if base is not None and len(base.shape) > 2:
-                rows = base.shape[1] if side == _LEFT else math.prod(base.shape[2:])
-                return WeightSpec(name, base.datatype, (-1, rows, -1))
-        return None
+        return self._sendable.get(name)
+
+    @cached_property
+    def _sendable(self) -> dict[str, WeightSpec]:
+        found: dict[str, WeightSpec] = {}
+        for name, whole in self.weights.items():
+            if len(whole.shape) > 2:
+                sides = {_LEFT: whole.shape[1], _RIGHT: math.prod(whole.shape[2:])}
+                for side, rows in sides.items():
+                    found[name + side] = WeightSpec(name + side, whole.datatype, (-1, rows, -1))
+        # A weight may have the name that another's factor would have.
+        return found | dict(self.weights)
 
     def refusal(self, name: object) -> str:
         """What to tell whoever sends a weight where none may come; empty if it is none."""
         bases = {name, *(name.removesuffix(side) for side in (_LEFT, _RIGHT))} if isinstance(name, str) else set()
         return f"; {self.refusals['weights']}" if "weights" in self.refusals and bases & self.named else ""
+
+    def explain_v2(self) -> dict[str, str]:
+        """What the parameters of a perturbation mean, for people; nothing where none may be asked for."""
+        if not self.settings or "perturbation" in self.refusals:
+            return {}
+        settings = ", ".join(sorted(self.settings - _NOT_SETTABLE))
+        return {
+            "recipe": "members of another recipe, drawn from the trained weights for this request; what is not given "
+            f"is as in the model's own recipe. Settings of recipes are parameters too: {settings}",
+            "seed": "that the members are drawn from, whether recipe is given or not; then members is how many: "
+            f"1 to {self.members}",
+        }
+
+    def explain_plain(self) -> dict[str, str]:
+        """The same for the plain API."""
+        found = self.explain_v2()
+        if not found:
+            return {}
+        return {"perturbation": f"an object with recipe, seed, members and settings. {found['recipe']}"}
+
+    def described(self) -> list[dict[str, Any]]:
+        """The weights that may come, as inputs: their shapes are those of one member."""
+        return [
+            {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape[1:])}
+            for spec in self.weights.values()
+        ]
 
     @property
     def _names(self) -> frozenset[str]:

@@ -66,7 +66,7 @@ def decode_predict(
             raise BadRequest(f"the body's keys must be among {listing(_KEYS)}, however: {quote(key)}")
     parameters = optional_object(document, "parameters", "parameters")
     perturbation = brings.from_plain(parameters)
-    if perturbation is not None:
+    if brings.settings:
         parameters = {name: value for name, value in parameters.items() if name != "perturbation"}
     options = read_plain_options(parameters, most_members=most_members, timeout=timeout)
     request_id = read_id(document)

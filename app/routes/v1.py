@@ -39,8 +39,10 @@ async def describe(request: Request, name: str) -> Response:
     model = chosen_model(request, name)
     made = model.ensemble
     recipe = made.origin.recipe
+    variants = service_of(request).variants.of(model)
+    explained = explain_plain_options(len(made), model.confidence_level)
     about: dict[str, Any] = {
-        **metadata(request, model, explain_plain_options(len(made), model.confidence_level)),
+        **metadata(request, model, explained | variants.bringable.explain_plain()),
         "recipe": {"name": recipe.name, **recipe.settings()} if recipe else None,
         "calibration": None if made.calibration is None else made.calibration.described(),
         "report": made.report,
@@ -53,6 +55,7 @@ async def describe(request: Request, name: str) -> Response:
         "checked_against_loop": {"relative_error": model.error},
         "compiling": service_of(request).repository.entry(name).compiling,
         "plan": [way.described() for way in made.plan.ways] if made.plan else [],
+        "kept_perturbations": variants.kept.described(),
         "backends_not_used": made.plan.failures if made.plan else {},
     }
     return json_response(about)

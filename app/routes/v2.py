@@ -84,7 +84,9 @@ async def infer_with_version(request: Request, name: str, version: str) -> Respo
 
 def _metadata(request: Request, name: str, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
-    return json_response(metadata(request, model, explain_v2_options(len(model.ensemble), model.confidence_level)))
+    explained = explain_v2_options(len(model.ensemble), model.confidence_level)
+    brings = service_of(request).variants.of(model).bringable
+    return json_response(metadata(request, model, explained | brings.explain_v2()))
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
@@ -145,8 +147,14 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
             **({"targets": _targets(model)} if model.targets else {}),
             **({"calibration": fitted.described()} if (fitted := model.ensemble.calibration) else {}),
             **({"not_fitted": model.lacking} if model.lacking else {}),
+            # Not among the inputs: clients would take each for one that has a batch and must come.
+            **({"weight_inputs": weights} if (weights := _weights(request, model)) else {}),
         },
     }
+
+
+def _weights(request: Request, model: Served) -> list[dict[str, Any]]:
+    return service_of(request).variants.of(model).bringable.described()
 
 
 def _targets(model: Served) -> list[dict[str, Any]]:
