@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         made = ensemble.load(args.path, device=pick_device(args.device))
         data = rows_and_targets(args.data, args.target, made.task)
-        with Progress(console=console, transient=True) as bar:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("evaluating", total=None)
             found = ensemble.evaluate(
                 made,
