@@ -136,7 +136,7 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
             numbered = linear or list(choices.values())
             if not -len(numbered) <= self.layer < len(numbered):
                 raise RecipeError(
-                    f"layer={self.layer} is not among {listing(layer for layer, _ in numbered)}, of which 0 is the first."
+                    f"layer={self.layer} is none of {listing(layer for layer, _ in numbered)}, of which 0 is the first."
                 )
             return numbered[self.layer]
         name = next((layer.name for layer in every if self.layer in (layer.name, layer.weight)), None)

@@ -202,9 +202,21 @@ def program(model):
 
 def test_another_layer_may_be_named():
     deep = program(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)))
-    for layer, changed in [("0", {"0", "2"}), ("2.weight", {"2", "4"}), (None, {"2", "4"})]:
+    for layer, changed in [("0", {"0", "2"}), ("2.weight", {"2", "4"}), (-1, {"2", "4"}), (0, {"0", "2"})]:
         weights = PerturbAndCorrect(layer=layer).settled(deep).weights
         assert {name.split(".")[0] for name in weights} == changed
+
+
+def test_places_count_layers_that_linear_ones_follow(exported):
+    # Its first convolution is followed by the second.
+    cnn = exported("cnn").program
+    assert PerturbAndCorrect(layer=0).settled(cnn).layer == "features.4"
+    assert PerturbAndCorrect(layer="features.0").settled(cnn).weights[2:] == ("features.4.weight", "features.4.bias")
+    with pytest.raises(RecipeError, match=r"layer=1 is none of 'features.4', of which 0 is the first"):
+        PerturbAndCorrect(layer=1).settled(cnn)
+    only = capture(Convolutions(1), torch.randn(2, 2, 5)).program
+    assert PerturbAndCorrect().settled(only).layer == "depth"
+    assert PerturbAndCorrect(layer=0).settled(only).layer == "first"
 
 
 def test_a_layer_that_does_not_fit_is_refused_with_those_that_do():
@@ -238,7 +250,8 @@ def test_data_are_needed(perturbed):
         ({"ridge": float("inf")}, "ridge must be a finite number ≥ 0"),
         ({"ridge": True}, "ridge must be"),
         ({"layer": ""}, "layer must be a layer's name such as 'fc1'"),
-        ({"layer": 3}, "layer must be a layer's name"),
+        ({"layer": None}, "layer must be a layer's name"),
+        ({"layer": True}, "layer must be a layer's name"),
         ({"rank": 0}, "rank must be an integer between 1"),
     ],
 )
