@@ -89,6 +89,8 @@ class Client:
         confidence_level: float | None = None,
         levels: Sequence[float] | None = None,
         target: Mapping[str, ArrayLike] | ArrayLike | None = None,
+        perturbation: Mapping[str, Any] | None = None,
+        weights: Mapping[str, ArrayLike] | None = None,
         priority: int | None = None,
         timeout: float | Own | None = Own.TIMEOUT,
         request_id: str | None = None,
@@ -106,19 +108,25 @@ class Client:
             levels: of quantiles, each between 0 and 1; 0.05, 0.5 and 0.95 by default.
             target: for ``log_prob``, one for each row; of a model with several outputs an array for each target by its
                 name in the model's metadata.
+            perturbation: ask members of another recipe or seed, drawn from the trained weights for this request: a dict
+                with ``recipe``, settings such as ``scale``, ``seed`` and ``members``; what is left out is as in the
+                model's own recipe.
+            weights: ask the model with these weights: each of the weight's shape, or with members first; or factors of
+                what is added to a weight, under its name with ``.left`` and ``.right``.
             priority: 1 (most urgent) to 9.
             timeout: seconds, as in the constructor; the service is told them, and computes nothing after.
             request_id: under which the service's log should have it.
 
         Raises:
-            InputError: the inputs or the target are not what the model takes; nothing was sent.
+            InputError: the inputs, the target or the weights are not what the model takes; nothing was sent.
             ClientError: any other; see :mod:`app.client.errors`.
         """
         attempts = self._settled.attempts(timeout)
         name = model or self._settled.model or calls.only_model(self._index(attempts))
         takes = self._takes(name, version, attempts)
-        parameters = calls.parameters(members, tolerance, confidence_level, levels, priority)
-        request = self._settled.infer(takes, inputs, target, outputs, version, request_id, parameters)
+        takes.check(perturbation or {})
+        parameters = calls.parameters(members, tolerance, confidence_level, levels, priority, perturbation)
+        request = self._settled.infer(takes, inputs, target, outputs, version, request_id, parameters, weights)
         try:
             response = self._send(request, attempts)
         except (BadRequest, NotFound):

@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import ArrayLike
 
 from app.client.codec import Inputs, encode, read_metadata
-from app.client.errors import ClientError, ConnectionFailed, InvalidAnswer, NotFound, error_of
+from app.client.errors import ClientError, ConnectionFailed, InputError, InvalidAnswer, NotFound, error_of
 from app.client.retry import Attempts, Retry
 from app.version import VERSION
 
@@ -109,15 +109,18 @@ class Settled:
         version: str | None,
         request_id: str | None,
         parameters: Mapping[str, Any],
+        weights: Mapping[str, ArrayLike] | None = None,
     ) -> httpx.Request:
         """The request for an inference.
 
         Raises:
-            InputError: the inputs or the target are not what the model takes.
+            InputError: the inputs, the target or the weights are not what the model takes.
             ValueError: the request id has other characters than the service accepts.
         """
         named = self.identity(request_id)
-        content, headers = encode(inputs, takes, outputs, parameters, binary=self.binary, target=target)
+        content, headers = encode(
+            inputs, takes, outputs, parameters, binary=self.binary, target=target, weights=weights
+        )
         return self.request("POST", f"{model_path(takes.model, version)}/infer", content, headers | named)
 
     def identity(self, request_id: str | None) -> dict[str, str]:
@@ -148,14 +151,22 @@ def parameters(
     confidence_level: float | None,
     levels: Sequence[float] | None,
     priority: int | None,
+    perturbation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a call says, as the parameters of its request."""
+    """What a call says, as the parameters of its request.
+
+    Raises:
+        InputError: a number of members beside a perturbation, which has its own.
+    """
+    if perturbation is not None and members is not None:
+        raise InputError("members belongs into the perturbation: it has members of its own")
     return {
         "members": members,
         "tolerance": tolerance,
         "confidence_level": confidence_level,
         "levels": None if levels is None else [float(level) for level in levels],
         "priority": priority,
+        **(perturbation or {}),
     }
 
 

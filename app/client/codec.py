@@ -29,11 +29,26 @@ class Inputs:
         model: its name.
         datatypes: of each input, by its name.
         targets: of each target that an output may be about, by its name.
+        weights: of each weight that may come with a request, by its name.
+        perturbation: names of what a perturbation may hold.
     """
 
     model: str
     datatypes: Mapping[str, Datatype]
     targets: Mapping[str, Datatype] = field(default_factory=dict)
+    weights: Mapping[str, Datatype] = field(default_factory=dict)
+    perturbation: tuple[str, ...] = ()
+
+    def check(self, perturbation: Mapping[str, Any]) -> None:
+        """That the service knows what a perturbation holds, since the protocol passes over what it does not know.
+
+        Raises:
+            InputError: it does not.
+        """
+        for name in perturbation:
+            if name not in self.perturbation:
+                known = ", ".join(map(repr, self.perturbation)) or "nothing, as the service permits none"
+                raise InputError(f"a perturbation of model {self.model!r} may hold {known}, however: {name!r}")
 
 
 def read_metadata(document: Mapping[str, Any]) -> Inputs:
@@ -43,9 +58,10 @@ def read_metadata(document: Mapping[str, Any]) -> Inputs:
         InvalidAnswer: it is no metadata, or has a datatype that is not known here.
     """
     try:
-        targets = (document.get("parameters") or {}).get("targets") or ()
-        given = [{str(s["name"]): DATATYPES[s["datatype"]] for s in specs} for specs in (document["inputs"], targets)]
-        return Inputs(str(document["name"]), *given)
+        more = document.get("parameters") or {}
+        lists = (document["inputs"], more.get("targets") or (), more.get("weight_inputs") or ())
+        given = [{str(s["name"]): DATATYPES[s["datatype"]] for s in specs} for specs in lists]
+        return Inputs(str(document["name"]), *given, tuple(map(str, more.get("perturbation_parameters") or ())))
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidAnswer(f"the service's metadata cannot be read: {error} is missing or not known") from None
 
@@ -58,6 +74,7 @@ def encode(
     *,
     binary: bool,
     target: Mapping[str, ArrayLike] | ArrayLike | None = None,
+    weights: Mapping[str, ArrayLike] | None = None,
 ) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of a request.
 
@@ -68,6 +85,7 @@ def encode(
         parameters: of the request.
         binary: whether tensors go and come as bytes rather than JSON.
         target: of outputs that are about one, an array for each by name, or the one that there may be.
+        weights: that the model is to have, or factors of what is added to them, by name.
 
     Raises:
         InputError: a name is missing or unknown, or an array is not what the model takes.
@@ -77,6 +95,7 @@ def encode(
     arrays = [(name, array, takes.datatypes[name]) for name, array in _named(inputs, takes).items()]
     if target is not None:
         arrays += [(name, array, takes.targets[name]) for name, array in _named_targets(target, takes).items()]
+    arrays += [(name, array, _weight(name, takes)) for name, array in (weights or {}).items()]
     for name, array, datatype in arrays:
         given = _converted(array, datatype, name)
         tensor: dict[str, Any] = {"name": name, "shape": list(given.shape), "datatype": datatype.name}
@@ -136,6 +155,16 @@ def decode(body: bytes, headers: Mapping[str, str]) -> Result:
         raise InvalidAnswer(
             f"the answer cannot be read: {type(error).__name__}: {error}", request_id=headers.get("x-request-id")
         ) from None
+
+
+def _weight(name: str, takes: Inputs) -> Datatype:
+    """The datatype of a weight, or of a factor of one."""
+    for known in (name, name.removesuffix(".left"), name.removesuffix(".right")):
+        if known in takes.weights:
+            return takes.weights[known]
+    if not takes.weights:
+        raise InputError(f"the service permits no weights in requests to model {takes.model!r}")
+    raise InputError(f"model {takes.model!r} has the weights {', '.join(map(repr, takes.weights))}, however: {name!r}")
 
 
 def _named(inputs: Mapping[str, ArrayLike] | ArrayLike, takes: Inputs) -> Mapping[str, ArrayLike]:

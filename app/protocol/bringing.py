@@ -164,6 +164,13 @@ class Bringable:
             return {}
         return {"perturbation": f"an object with recipe, seed, members and settings. {found['recipe']}"}
 
+    @property
+    def names(self) -> list[str]:
+        """What a perturbation may hold; empty where none may be asked for."""
+        if not self.settings or "perturbation" in self.refusals:
+            return []
+        return ["recipe", "seed", "members", *sorted(self.settings - _NOT_SETTABLE)]
+
     def described(self) -> list[dict[str, Any]]:
         """The weights that may come, as inputs: their shapes are those of one member."""
         return [

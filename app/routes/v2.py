@@ -121,6 +121,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
 
 def metadata(request: Request, model: Served, request_parameters: dict[str, str]) -> dict[str, Any]:
     """The protocol's model metadata; what this service adds to it stands under ``parameters``."""
+    brings = service_of(request).variants.of(model).bringable
     return {
         "name": model.name,
         "versions": service_of(request).repository.served(model.name),
@@ -148,13 +149,10 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
             **({"calibration": fitted.described()} if (fitted := model.ensemble.calibration) else {}),
             **({"not_fitted": model.lacking} if model.lacking else {}),
             # Not among the inputs: clients would take each for one that has a batch and must come.
-            **({"weight_inputs": weights} if (weights := _weights(request, model)) else {}),
+            **({"weight_inputs": weights} if (weights := brings.described()) else {}),
+            **({"perturbation_parameters": names} if (names := brings.names) else {}),
         },
     }
-
-
-def _weights(request: Request, model: Served) -> list[dict[str, Any]]:
-    return service_of(request).variants.of(model).bringable.described()
 
 
 def _targets(model: Served) -> list[dict[str, Any]]:

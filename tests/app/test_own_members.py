@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import ensemble
+from app.client import AsyncClient, Client, InputError
 from app.variants import Kept
 from tests.app.support import assert_same, expected, plain_body, rows_of, serving, until, v2_arrays, v2_body
 
@@ -350,3 +351,33 @@ def test_what_is_kept_has_a_bound_and_the_least_recently_used_goes_first():
     for key, _ in zip(itertools.count(), range(100), strict=False):
         kept.put(key, {}, 1)
         assert kept.nbytes <= 10
+
+
+def test_the_client_asks_for_both_and_says_what_the_service_does_not_know(service, loaded):
+    inputs, made = rows_of("house", 3), loaded["house"]
+    asked, weights = perturbation(5, members=4), weights_of("house", 1)
+    wanted = [expected(drawn(made, asked), inputs), expected(given(made, weights), inputs)]
+
+    def check(results):
+        for result, want in zip(results, wanted, strict=True):
+            assert_same(dict(result.outputs), want)
+        assert (results[0].members, results[0].seed) == (4, 5)
+        assert results[0].parameters == {"recipe": "low_rank", "scale": 0.4}
+        assert (results[1].members, results[1].seed) == (3, None)
+
+    for binary in (True, False):
+        with Client(service.url, model="house", binary=binary) as client:
+            check([client.infer(inputs, perturbation=asked), client.predict(inputs, weights=weights)])
+
+    async def ask():
+        async with AsyncClient(service.url, model="house") as client:
+            return await asyncio.gather(client.infer(inputs, perturbation=asked), client.infer(inputs, weights=weights))
+
+    check(asyncio.run(ask()))
+    with Client(service.url, model="house") as client:
+        with pytest.raises(InputError, match=r"may hold 'recipe', 'seed', 'members', .* however: 'sead'"):
+            client.infer(inputs, perturbation={"sead": 5})
+        with pytest.raises(InputError, match="members belongs into the perturbation"):
+            client.infer(inputs, perturbation=asked, members=3)
+        with pytest.raises(InputError, match=r"has the weights '0\.weight', .* however: 'nothing'"):
+            client.infer(inputs, weights={"nothing": np.zeros(3)})
