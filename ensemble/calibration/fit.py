@@ -39,6 +39,9 @@ _MOST_SLOTS = 32
 _SINGLE_SLOTS = 8
 # Members with less than this share of an equal weight are left out.
 _LEAST_WEIGHT = 0.01
+_NOTHING_TO_LEARN_FROM = (
+    "{name} learns from data: give the training rows as data, and rows that the model was not trained on as validation."
+)
 # Share of the budget that is kept for making the ensemble and its thresholds.
 _RESERVE = 0.15
 # Numbers that a trial may hold at once, which bounds the rows that settings are compared on.
@@ -201,9 +204,16 @@ def _best(
 
 def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, tell: Callable[[str], None]) -> None:
     """Try settings, each recipe's in turn, for as long as there is time for another."""
-    drawn, learned = ([f for f in asked if f.learned is kind] for kind in (False, True))
+    drawn = [family for family in asked if not family.learned]
+    cheap = [family for family in asked if family.learned and not family.dear]
+    dear = [family for family in asked if family.dear]
+    if trials.learning is None:
+        for family in (*cheap, *dear):
+            family.failure = _NOTHING_TO_LEARN_FROM.format(name=family.name)
+        cheap, dear = [], []
     first = True
-    for group, share in ((drawn, 0.5 if learned else 1.0), (learned, 1.0)):
+    # What trains gets whatever time the others leave.
+    for group, share in ((drawn, 0.4 if cheap or dear else 1.0), (cheap, 0.4 if dear else 1.0), (dear, 1.0)):
         end = clock.spent + share * (clock.left - _RESERVE * clock.total)
         waiting = {id(family): list(family.candidates) for family in group}
         while any(waiting.values()):
@@ -217,9 +227,10 @@ def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, te
                     family.cut_short = True
                     queue.clear()
                     continue
+                left = (end - clock.spent) / sum(map(len, waiting.values()))
                 candidate = queue.pop(0)
                 tell(f"{family.name} {_short(candidate)}")
-                if _try(trials, family, candidate, members, end - clock.spent):
+                if _try(trials, family, candidate, members, left if family.dear else end - clock.spent):
                     first = False
                 else:
                     queue.clear()
