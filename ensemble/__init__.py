@@ -30,6 +30,7 @@ from ensemble.evaluation import Evaluation, evaluate
 from ensemble.generation import generate
 from ensemble.hypernetwork import Hypernetwork
 from ensemble.perturbation import Learned, Perturbation, Recipe
+from ensemble.perturbation.adapted import Adapted
 from ensemble.perturbation.dropout import Dropout
 from ensemble.perturbation.gaussian import Gaussian
 from ensemble.perturbation.laplace import Laplace
@@ -43,6 +44,7 @@ from ensemble.prediction import Prediction
 from ensemble.snapshots import SwagSnapshots
 
 __all__ = [
+    "Adapted",
     "ArtifactError",
     "Calibration",
     "Contextual",
