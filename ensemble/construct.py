@@ -206,6 +206,7 @@ def make_members(
             data,
             progress,
         )
+        recipe = recipe.planned(material)
         return recipe, recipe.make(material).to(device, dtype)
     assert isinstance(recipe, Perturbation)
     return recipe, member_weights.draw(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from ensemble.perturbation.learned import Learned, Material
 from ensemble.perturbation.low_rank import MAX_RANK
 
 if TYPE_CHECKING:
+    from ensemble.data import Data
     from ensemble.losses import Loss
     from ensemble.members import Members
     from ensemble.program import Program, Weights
     from ensemble.training import Schedule
 
 _EPOCHS = 10
-_RATES = (0.02, 0.005)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Adapted(Learned, name="adapted"):
             tenth of the rows, which it is then not trained on, without bootstrap).
         check_every: steps between two looks at these rows, ≥ 1; a tenth of the steps by default.
         patience: looks without a better one after which a member stops, ≥ 1; by default none does.
-        seconds: about how long training may take, > 0: as many steps as fit, at most ``steps``. How many that were
-            stands in the ensemble's report; so many ``steps`` without ``seconds`` make the same members again.
+        seconds: about how long training may take, > 0: as many steps as fit, at most ``steps``, judged by a few trial
+            steps. The recipe that is kept with the ensemble has that number as its ``steps``, and no ``seconds``, so
+            that it makes the same members again on any machine.
         loss: a function of one member's flat outputs (a sequence of tensors) and the targets, which gives a number for
             each row; the negative log-likelihood of the task by default (for a regression without a noise variance the
             squared error). Of a saved ensemble's recipe its name alone.
@@ -110,8 +111,10 @@ class Adapted(Learned, name="adapted"):
 
     @classmethod
     def candidates(cls) -> Iterable[Mapping[str, Any]]:
-        """Learning rates, far apart: which of them a model bears differs from model to model by that much."""
-        return [{"lr": lr, "early_stopping": True} for lr in _RATES]
+        """Starts: some models bear little before they have to be trained anew, and others need much to differ at all."""
+        from ensemble.perturbation.rank_one import Rank1
+
+        return [{"start": Rank1(scale=scale)} for scale in (0.1, 0.3, 0.03)]
 
     def settings(self) -> dict[str, Any]:
         """As of any recipe; of a loss its name, since code is not kept."""
@@ -122,8 +125,43 @@ class Adapted(Learned, name="adapted"):
         include, exclude = as_patterns(self.include, "include"), as_patterns(self.exclude, "exclude")
         return choose(list(weights), candidates, include, exclude)
 
+    def planned(self, material: Material) -> Self:
+        from ensemble.training import steps_within
+
+        work = self._work(material)
+        steps = self._schedule(len(work.data)).steps
+        if self.seconds is not None:
+            steps = steps_within(
+                self.seconds,
+                work.program,
+                work.members,
+                work.data,
+                work.loss,
+                self._schedule(len(work.data)),
+                early_stopping=self.early_stopping,
+            )
+        return dataclasses.replace(self, steps=steps, seconds=None)
+
     def make(self, material: Material) -> Members:
         from ensemble.training import train
+
+        if self.seconds is not None:
+            return self.planned(material).make(material)
+        work = self._work(material)
+        trained = train(
+            work.program,
+            work.members,
+            work.data,
+            work.loss,
+            self._schedule(len(work.data)),
+            seed=material.seed,
+            bootstrap=self.bootstrap,
+            early_stopping=self.early_stopping,
+            progress=material.progress,
+        )
+        return trained.members if work.half is None else trained.members.to(material.device, work.half)
+
+    def _work(self, material: Material) -> _Work:
         from ensemble.training.start import starting
 
         if material.data is None or material.data.targets is None:
@@ -143,19 +181,7 @@ class Adapted(Learned, name="adapted"):
             seed=material.seed,
             device=material.device,
         )
-        trained = train(
-            program,
-            members,
-            dataclasses.replace(data, inputs=inputs),
-            loss,
-            self._schedule(len(data)),
-            seed=material.seed,
-            bootstrap=self.bootstrap,
-            early_stopping=self.early_stopping,
-            seconds=self.seconds,
-            progress=material.progress,
-        )
-        return trained.members if half is None else trained.members.to(material.device, half)
+        return _Work(program, members, dataclasses.replace(data, inputs=inputs), loss, half)
 
     def _schedule(self, rows: int) -> Schedule:
         from ensemble.training import Schedule
@@ -177,6 +203,17 @@ class Adapted(Learned, name="adapted"):
         return negative_log_likelihood(
             material.task, heads(material.task, material.program.outputs), material.noise_variance
         )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is trained, where and on what; and the dtype of half precision that its members are given back in."""
+
+    program: Program
+    members: Members
+    data: Data
+    loss: Loss
+    half: torch.dtype | None
 
 
 def _exact(material: Material) -> tuple[torch.dtype | None, Program, Weights]:

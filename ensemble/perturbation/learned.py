@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
@@ -55,6 +55,16 @@ class Learned(Recipe):
     """
 
     dear: ClassVar[bool] = False
+
+    def planned(self, material: Material) -> Self:
+        """The same recipe with what its settings leave open decided by the data and the machine.
+
+        Called before :meth:`make`, so that what is kept with an ensemble says what was done.
+
+        Raises:
+            As :meth:`make`.
+        """
+        return self
 
     @abstractmethod
     def make(self, material: Material) -> Members:

@@ -38,7 +38,7 @@ class Trained:
 
     Args:
         members: with the weights that they keep.
-        steps: that each member took. Where ``seconds`` cut them down, training with so many gives the same members.
+        steps: that each member took.
         kept: the step after which a member had the weights that it keeps, (members,) int64.
         before: mean loss on the rows held back, at the start, (members,) float64; None where none were looked at.
         after: the same, with the weights that are kept.
@@ -67,7 +67,6 @@ def train(
     early_stopping: bool = False,
     held: Data | None = None,
     names: Collection[str] | None = None,
-    seconds: float | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -92,36 +91,50 @@ def train(
         held: rows to look at in their place, the same for all members, and new to the weights that these start with.
         names: weights to train, by their names in the model; by default all of floating point that members have of
             their own.
-        seconds: about how long training may take: as many steps as fit, judged by a few trial steps, and at most those
-            of the schedule.
         chunk: members that are trained together, one such chunk after another; by default as many as keep memory
             bounded.
         progress: called with (steps done, steps in all), of all chunks together.
 
     Raises:
-        RecipeError: nothing to train; a member diverged and has no finite weights to keep; or no step fits into
-            ``seconds``.
+        RecipeError: nothing to train, or a member diverged and has no finite weights to keep.
         InputError: targets are missing, or the loss does not give a number for each row.
         MemoryLimitError: the trained members do not fit.
     """
-    if data.targets is None:
-        raise InputError("Training needs targets: give data=(inputs, targets).")
-    if held is not None and held.targets is None:
-        raise InputError("The rows held back need targets: give (inputs, targets).")
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise RecipeError(f"seconds must be a number > 0, however: {seconds!r}.")
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk must be a number of members, at least 1, however: {chunk!r}.")
-    running = factored_program(program, members.factored) if members.factored else program
-    own = _trained(members, names)
-    work = _Work(running, members, own, data, loss, schedule, seed, bootstrap, early_stopping, held)
-    require(work.bytes_per_member, members.count, work.device)
+    work = _Work(program, members, data, loss, schedule, seed, bootstrap, early_stopping, held, names)
     with torch.inference_mode(False):
-        work.chunk = work.fitting() if chunk is None else min(chunk, members.count)
-        work.try_together()
-        if seconds is not None:
-            work.schedule = work.within(seconds)
+        work.settle(chunk)
         return work.run(progress)
+
+
+def steps_within(
+    seconds: float,
+    program: Program,
+    members: Members,
+    data: Data,
+    loss: Loss,
+    schedule: Schedule,
+    *,
+    early_stopping: bool = False,
+    held: Data | None = None,
+    names: Collection[str] | None = None,
+    chunk: int | None = None,
+) -> int:
+    """How many steps of :func:`train` with these arguments fit into a time, judged by a few trial steps.
+
+    Args:
+        seconds: the time, trials included.
+        schedule: no more steps than it has.
+
+    Raises:
+        RecipeError: not one step fits, or as of :func:`train`.
+        InputError, MemoryLimitError: as of :func:`train`.
+    """
+    if not 0 < seconds < math.inf:
+        raise RecipeError(f"seconds must be a number > 0, however: {seconds!r}.")
+    work = _Work(program, members, data, loss, schedule, 0, True, early_stopping, held, names)
+    with torch.inference_mode(False):
+        work.settle(chunk)
+        return work.steps_within(seconds)
 
 
 class _Work:
@@ -131,7 +144,6 @@ class _Work:
         self,
         program: Program,
         members: Members,
-        own: list[str],
         data: Data,
         loss: Loss,
         schedule: Schedule,
@@ -139,7 +151,14 @@ class _Work:
         bootstrap: bool,
         early_stopping: bool,
         held: Data | None,
+        names: Collection[str] | None,
     ) -> None:
+        if data.targets is None:
+            raise InputError("Training needs targets: give data=(inputs, targets).")
+        if held is not None and held.targets is None:
+            raise InputError("The rows held back need targets: give (inputs, targets).")
+        own = _trained(members, names)
+        program = factored_program(program, members.factored) if members.factored else program
         self.objective = Objective(program.with_own_inputs, members.shared, loss)
         self.activations = program.activation_bytes * min(schedule.batch_size, len(data))
         self.members, self.own, self.schedule, self.seed = members, own, schedule, seed
@@ -149,8 +168,26 @@ class _Work:
         self.bytes_per_member = sum(members.stacked[n][0].numel() * members.stacked[n].element_size() for n in own)
         self.chunk = 1
 
-    def fitting(self) -> int:
-        """How many members can be trained together within bounds."""
+    def settle(self, chunk: int | None) -> None:
+        """Decide how many members go together.
+
+        Raises:
+            InputError: a chunk that is none.
+            MemoryLimitError: the trained members do not fit.
+        """
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+            raise InputError(f"chunk must be a number of members, at least 1, however: {chunk!r}.")
+        require(self.bytes_per_member, self.members.count, self.device)
+        self.chunk = self._fitting() if chunk is None else min(chunk, self.members.count)
+        if self.chunk > 1 and self.schedule.steps > 0:
+            part = self.part(0, 2)
+            # Where vmap refuses the model, members go one after the other.
+            try:
+                part.gradients(next(part.batches))
+            except ModelError:
+                self.chunk = 1
+
+    def _fitting(self) -> int:
         bound = _CACHED if self.device.type == "cpu" else _ELSEWHERE
         state = _COPIES * self.bytes_per_member + 16 * len(self.data)
         return max(1, min(self.members.count, bound // max(1, self.activations), _STATE // max(1, state)))
@@ -159,42 +196,31 @@ class _Work:
         """Members from ``start`` on, a chunk of them by default, before their first step."""
         return _Part(self, range(start, min(self.members.count, start + (count or self.chunk))))
 
-    def try_together(self) -> None:
-        """Members go one after the other where ``vmap`` refuses the model."""
-        if self.chunk == 1 or self.schedule.steps == 0:
-            return
-        part = self.part(0, 2)
-        try:
-            part.gradients(next(part.batches))
-        except ModelError:
-            self.chunk = 1
-
-    def within(self, seconds: float) -> Schedule:
-        """The schedule, its steps cut down to what fits.
+    def steps_within(self, seconds: float) -> int:
+        """How many steps fit into a time.
 
         Raises:
-            RecipeError: not even one step does.
+            RecipeError: not one does.
         """
-        begun, part = time.perf_counter(), self.part(0)
+        begun, part, times = time.perf_counter(), self.part(0), []
         looking = time.perf_counter()
         part.look(0)
         looking = time.perf_counter() - looking
-        times = []
         for step in range(min(_TRIALS, self.schedule.steps)):
             start = time.perf_counter()
             part.step(step)
             times.append(time.perf_counter() - start)
         if not times:
-            return self.schedule
+            return 0
         each = sorted(times)[len(times) // 2] + looking / self.schedule.every
-        chunks = math.ceil(self.members.count / self.chunk)
-        fit = int((seconds - (time.perf_counter() - begun)) / (each * chunks))
-        if fit < 1:
+        each *= math.ceil(self.members.count / self.chunk)
+        spent = time.perf_counter() - begun
+        if (fit := int((seconds - spent) / each)) < 1:
             raise RecipeError(
-                f"seconds={seconds:g} is too short for one step of {self.members.count} members, which takes "
-                f"{each * chunks:.2g} s after {time.perf_counter() - begun:.2g} s of trials."
+                f"seconds={seconds:g} is too short: one step of {self.members.count} members takes {each:.2g} s, after "
+                f"{spent:.2g} s of trials."
             )
-        return dataclasses.replace(self.schedule, steps=min(self.schedule.steps, fit))
+        return min(self.schedule.steps, fit)
 
     def run(self, progress: Progress | None) -> Trained:
         """Train chunk after chunk."""

@@ -74,7 +74,9 @@ def test_no_steps_are_the_start():
 
 def test_by_default_the_rows_are_gone_through_ten_times():
     recipe = Adapted(lr=0.01, batch_size=20)
-    assert same(make(recipe), make(Adapted(steps=40, lr=0.01, batch_size=20)))
+    ens = make(recipe)
+    assert ens.origin.recipe == Adapted(steps=40, lr=0.01, batch_size=20)
+    assert same(ens, make(ens.origin.recipe))
 
 
 @pytest.mark.parametrize("start", [None, ensemble.LowRank(scale=0.2)])
@@ -147,6 +149,14 @@ def test_a_loss_of_ones_own_is_remembered_by_its_name(tmp_path):
     assert loaded.loss == f"{__name__}.squared"
     with pytest.raises(ensemble.RecipeError, match=r"squared' is the name of a function .* Give loss="):
         make(loaded, data=(X, targets), task="regression")
+
+
+def test_a_time_budget_is_kept_as_a_number_of_steps():
+    ens = make(Adapted(steps=10**6, lr=1e-3, seconds=0.5))
+    kept = ens.origin.recipe
+    assert kept.seconds is None
+    assert 1 <= kept.steps < 10**6
+    assert same(ens, make(kept))
 
 
 def test_progress_reaches_the_end():

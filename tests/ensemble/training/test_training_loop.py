@@ -15,7 +15,7 @@ from ensemble.losses import negative_log_likelihood
 from ensemble.members import Members
 from ensemble.structured import LEFT, RIGHT
 from ensemble.tasks import heads
-from ensemble.training import Rows, Schedule, train
+from ensemble.training import Rows, Schedule, steps_within, train
 from tests.reference import alone, call
 from tests.scenarios import SCENARIOS, floats, seeded
 
@@ -300,14 +300,13 @@ def test_a_time_budget_is_a_number_of_steps(made):
     inputs, targets, task = examples("mlp")
     arguments = ens.program, ens.members, Data(inputs, targets), likelihood(ens, task)
     endless = Schedule(steps=2**30, lr=0.01, batch_size=8)
-    got = train(*arguments, endless, seed=5, seconds=0.3, chunk=3)
-    assert 1 <= got.steps < 2**30
-    again = train(*arguments, dataclasses.replace(endless, steps=got.steps), seed=5, chunk=3)
-    assert all(torch.equal(tensor, again.members.stacked[name]) for name, tensor in got.members.stacked.items())
-    with pytest.raises(ensemble.RecipeError, match="too short for one step of 5 members"):
-        train(*arguments, endless, seconds=1e-6)
-    enough = train(*arguments, SCHEDULE, seconds=1000.0)
-    assert enough.steps == SCHEDULE.steps
+    assert 1 <= steps_within(1.0, *arguments, endless, chunk=3, early_stopping=True) < 2**30
+    with pytest.raises(ensemble.RecipeError, match="too short: one step of 5 members takes"):
+        steps_within(1e-6, *arguments, endless)
+    assert steps_within(1000.0, *arguments, SCHEDULE) == SCHEDULE.steps
+    assert steps_within(1000.0, *arguments, dataclasses.replace(SCHEDULE, steps=0)) == 0
+    with pytest.raises(ensemble.RecipeError, match="seconds must be"):
+        steps_within(-1, *arguments, SCHEDULE)
 
 
 def test_what_cannot_be_trained_is_refused(made):
@@ -320,8 +319,6 @@ def test_what_cannot_be_trained_is_refused(made):
         train(ens.program, ens.members, Data(inputs, targets), loss, SCHEDULE, held=Data(inputs))
     with pytest.raises(ensemble.InputError, match="chunk must be a number of members"):
         train(ens.program, ens.members, Data(inputs, targets), loss, SCHEDULE, chunk=0)
-    with pytest.raises(ensemble.RecipeError, match="seconds must be"):
-        train(ens.program, ens.members, Data(inputs, targets), loss, SCHEDULE, seconds=-1)
 
 
 @pytest.mark.parametrize(

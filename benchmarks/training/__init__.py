@@ -1,0 +1,1 @@
+"""How fast members are fine-tuned: together, and one after the other."""
