@@ -132,7 +132,7 @@ class Settings(BaseModel):
         description="members that a request may have of its own, by a perturbation or by weights; 0 for none",
     )
     max_perturbed_bytes: int = Field(
-        16 * 2**20, ge=1024, description="bytes of the weights that the members of one perturbation have of their own"
+        32 * 2**20, ge=1024, description="bytes of the weights that the members of one perturbation have of their own"
     )
     perturbation_cache: int = Field(
         256 * 2**20, ge=0, description="bytes of perturbations that are kept for each model"

@@ -34,6 +34,8 @@ _QUICK_BYTES = 2**18
 _MOST_KNOWN = 4096
 # Own weights of the variants of a call that are made at once, beside those that are kept.
 _AT_ONCE_BYTES = 128 * 2**20
+# Recipes within recipes are no single values.
+_NOT_SETTABLE = frozenset({"parts", "weights", "recipe"})
 _NOT_PERMITTED = "this service permits no perturbations in requests (--max-perturbed-members is 0)"
 _NO_WEIGHTS = "this service permits no weights in requests (--allow-weights)"
 _OWN = "the model's own members"
@@ -52,7 +54,7 @@ class Limits:
     """
 
     members: int = 256
-    perturbed_bytes: int = 16 * 2**20
+    perturbed_bytes: int = 32 * 2**20
     kept_bytes: int = 256 * 2**20
     weights: bool = False
     weight_bytes: int = 4 * 2**20
@@ -360,7 +362,8 @@ def _target_rows(target: Any, rows: list[int]) -> Any:
 
 def _bringable(made: ensemble.Ensemble, limits: Limits) -> Bringable:
     drawn = [kind for kind in recipes.values() if issubclass(kind, ensemble.Perturbation)]
-    settings = frozenset(f.name for kind in drawn for f in dataclasses.fields(kind))  # type: ignore[arg-type]
+    named = frozenset(f.name for kind in drawn for f in dataclasses.fields(kind))  # type: ignore[arg-type]
+    settings = named - _NOT_SETTABLE
     sizes = {name: tuple(empty.shape) for name, empty in made.program.empty_weights().items()}
     refusals = {}
     if not limits.members:

@@ -23,8 +23,6 @@ from app.protocol.wording import describe, listing, quote
 __all__ = ["NOTHING_BROUGHT", "Bringable", "Perturbed", "WeightSpec"]
 
 _LEFT, _RIGHT = ".left", ".right"
-# Recipes within recipes are no single values.
-_NOT_SETTABLE = frozenset({"parts", "weights", "recipe"})
 _MOST_SEED = 2**63 - 1
 _LONGEST_TEXT = 256
 
@@ -149,7 +147,7 @@ class Bringable:
         """What the parameters of a perturbation mean, for people; nothing where none may be asked for."""
         if not self.settings or "perturbation" in self.refusals:
             return {}
-        settings = ", ".join(sorted(self.settings - _NOT_SETTABLE))
+        settings = ", ".join(sorted(self.settings))
         return {
             "recipe": "members of another recipe, drawn from the trained weights for this request; what is not given "
             f"is as in the model's own recipe. Settings of recipes are parameters too: {settings}",
@@ -169,7 +167,7 @@ class Bringable:
         """What a perturbation may hold; empty where none may be asked for."""
         if not self.settings or "perturbation" in self.refusals:
             return []
-        return ["recipe", "seed", "members", *sorted(self.settings - _NOT_SETTABLE)]
+        return ["recipe", "seed", "members", *sorted(self.settings)]
 
     def described(self) -> list[dict[str, Any]]:
         """The weights that may come, as inputs: their shapes are those of one member."""
