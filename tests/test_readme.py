@@ -57,7 +57,10 @@ def test_its_python_runs(code, tmp_path, monkeypatch):
     names = {}
     exec(code, names)
     assert torch.isfinite(names["p"].mutual_information).all()
-    assert len(ensemble.load(tmp_path / "models" / "mine" / "1")) == 256
+    assert names["p"].prediction_set.shape == (300, 3)
+    again = ensemble.load(tmp_path / "models" / "mine" / "1")
+    assert again.report["kept"]["recipe"]
+    assert torch.equal(again.predict(names["x"]).mean, names["ens"].predict(names["x"]).mean)
 
 
 def test_a_smudged_digit_and_noise_are_less_certain_than_a_digit_and_the_table_says_how_much(example, pictures):
