@@ -1,0 +1,1 @@
+"""Rows whose weights follow a context: together, and one at a time."""
