@@ -94,8 +94,14 @@ class Average:
 
 
 def average(family: Family, single: Trial, task: Task) -> Average:
-    """Weigh a family's settings, the net alone among them, by how likely they make the selection rows."""
-    trials = [single] if family.name == "single" else [single, *(t for t in family.trials if not _is_single(t))]
+    """Weigh a family's settings, the net alone among them, by how likely they make the selection rows.
+
+    Not among those of a recipe that trains: its members are as good nets each, and the net alone is often surer on the
+    held-out rows than it may be, since its training was stopped by them.
+    """
+    trials = [t for t in family.trials if not _is_single(t)]
+    if not family.dear or not trials:
+        trials = [single, *trials] if family.name != "single" else [single]
     if task == "classification":
         prior = [-((math.log(t) / _TEMPERATURE_SPREAD) ** 2) / 2 for t in TEMPERATURES]
         evidence = [

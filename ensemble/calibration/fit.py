@@ -37,6 +37,8 @@ _TRIED_MEMBERS = 64
 _MOST_SLOTS = 32
 # Of the net alone each slot is a noise variance, and so many describe what is known of it.
 _SINGLE_SLOTS = 8
+# Standard errors by which rows tell one thing from another.
+_SURELY = 2.0
 # Members with less than this share of an equal weight are left out.
 _LEAST_WEIGHT = 0.01
 _NOTHING_TO_LEARN_FROM = (
@@ -139,8 +141,9 @@ def fit(
         most=_most_rows(head, min(members, _TRIED_MEMBERS)),
     )
     trials = Trials(captured, task, head, rows.selection, learning=rows.learning, seed=seed, device=place)
-    made, finding = _best(trials, asked, members, clock, tell)
-    if isinstance(recipe, str | Recipe) and recipe != "auto" and not asked[0].trials:
+    named = isinstance(recipe, str | Recipe) and recipe != "auto"
+    made, finding = _best(trials, asked, members, clock, tell, named=named)
+    if named and not asked[0].trials:
         raise RecipeError(asked[0].failure or f"{asked[0].name} was not tried: the budget was spent before.")
     tell("thresholds on rows set aside")
     calibration = dataclasses.replace(made.calibration, confidence_level=confidence_level)
@@ -168,9 +171,13 @@ class _Made:
 
 
 def _best(
-    trials: Trials, asked: list[Family], members: int, clock: Budget, tell: Callable[[str], None]
+    trials: Trials, asked: list[Family], members: int, clock: Budget, tell: Callable[[str], None], *, named: bool
 ) -> tuple[_Made, Finding]:
-    """Compare the recipes within the budget and make the members of the one to keep."""
+    """Compare the recipes within the budget and make the members of the one to keep.
+
+    One that the caller named is kept, too, where the rows do not tell it from the net alone: what it is for may lie
+    away from them.
+    """
     tell("the net alone")
     alone = Family("single", trials=[trials.single()])
     single = alone.trials[0]
@@ -182,16 +189,14 @@ def _best(
     chosen, why = baseline, "No recipe makes the held-out rows likelier than the net alone."
     for one in found:
         ours, error = gain(one.left_out, baseline.left_out)
-        if ours <= 0:
+        tolerated = _SURELY * error if named else 0.0
+        if ours <= -tolerated:
             break
         tell(f"members of {one.family.name}")
         made = _members_of(trials, one, members)
         reached = _reached(trials, made)
-        if reached >= baseline.fitted:
-            why = (
-                f"Left out of the weights, the held-out rows are likelier by {ours:.4f} ± {error:.4f} nats each than "
-                f"under the net alone{', and likelier than under any other recipe' if len(found) > 1 else ''}."
-            )
+        if reached >= baseline.fitted - tolerated:
+            why = _why(ours, error, len(found))
             return made, Finding(baseline, tuple(found), tuple(asked), one, why, reached, tuple(notes))
         notes.append(
             f"{one.family.name} promised {ours:.4f} nats, but with {members} members the rows are less likely than "
@@ -200,6 +205,18 @@ def _best(
     made = _members_of(trials, chosen, members)
     reached = _reached(trials, made)
     return made, Finding(baseline, tuple(found), tuple(asked), chosen, why, reached, tuple(notes))
+
+
+def _why(ours: float, error: float, compared: int) -> str:
+    if ours <= 0:
+        return (
+            "It was asked for, and the held-out rows hardly tell it from the net alone: "
+            f"{ours:+.4f} ± {error:.4f} nats each, left out of the weights."
+        )
+    return (
+        f"Left out of the weights, the held-out rows are likelier by {ours:.4f} ± {error:.4f} nats each than "
+        f"under the net alone{', and likelier than under any other recipe' if compared > 1 else ''}."
+    )
 
 
 def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, tell: Callable[[str], None]) -> None:
