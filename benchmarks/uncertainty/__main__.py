@@ -20,7 +20,7 @@ import torch
 from benchmarks.machine import describe
 from benchmarks.uncertainty import classes, running, tables
 from benchmarks.uncertainty.data import UCI, UNTUNED
-from benchmarks.uncertainty.results import Results
+from benchmarks.uncertainty.results import Record, Results
 from benchmarks.uncertainty.settings import TRAINING
 from benchmarks.uncertainty.training import Schedule
 
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="three splits and draws, and no auto: a few minutes")
     parser.add_argument("--workers", type=_positive, help="processes, by default as many as there are cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there, too")
+    parser.add_argument("--resume", action="store_true", help="leave out the data sets that the file of --json has")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
     return parser
 
@@ -87,6 +88,9 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, words: l
     if args.quick:
         methods = [name for name in methods if name != "auto"]
     results = Results(describe(_PACKAGES) + ".", shlex.join(["python", "-m", "benchmarks.uncertainty", *words]))
+    if args.resume and args.json and args.json.exists():
+        results.records = [Record(**record) for record in json.loads(args.json.read_text())["records"]]
+    done = {(record.table, record.head) for record in results.records}
     say = _teller()
 
     def keep() -> None:
@@ -100,7 +104,7 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, words: l
         with running.Workers(args.workers) as workers:
             for name in [name for name in sets if name in regressions]:
                 table = running.table(args.uci, name, splits)
-                for head in args.heads:
+                for head in [head for head in args.heads if (name, head) not in done]:
                     schedule = TRAINING[head]
                     if args.schedule:
                         epochs, rate, decay = args.schedule
@@ -109,7 +113,7 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, words: l
                         results, workers, table, head, methods, say, schedule=schedule, validate=args.validate
                     )
                     keep()
-            for name in [name for name in sets if name not in regressions]:
+            for name in [name for name in sets if name not in regressions and (name, "classes") not in done]:
                 classes.compare(results, workers, name, draws, methods, say)
                 keep()
     except (FileNotFoundError, ValueError) as error:

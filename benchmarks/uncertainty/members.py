@@ -13,7 +13,7 @@ from benchmarks.uncertainty.data import Parts
 from benchmarks.uncertainty.networks import Head, Weights, module
 from benchmarks.uncertainty.results import Record
 from benchmarks.uncertainty.scores import score
-from benchmarks.uncertainty.settings import ADAPTED, BUDGET, MEMBERS, SEED, TRAINING
+from benchmarks.uncertainty.settings import ADAPTED, AUTO_BUDGET, BUDGET, MEMBERS, SEED, TRAINING
 from ensemble.perturbation.adapted import Adapted
 from ensemble.tasks import Task
 
@@ -57,7 +57,7 @@ def fitted(case: Case, recipe: str | ensemble.Recipe, members: int = MEMBERS) ->
         train,
         task=TASKS[case.head],
         recipe=recipe,
-        budget=BUDGET,
+        budget=AUTO_BUDGET if recipe == "auto" else BUDGET,
         validation=held,
         members=members,
         seed=SEED,
@@ -90,8 +90,9 @@ def made(case: Case, name: str, table: str, split: int) -> tuple[Record, ensembl
     begun = time.perf_counter()
     try:
         ens = fitted(case, recipe, count)
-    except ensemble.EnsembledError as error:
-        record.reason = str(error)
+    except Exception as error:
+        # Whatever it is, the other methods' figures stand.
+        record.reason = str(error) if isinstance(error, ensemble.EnsembledError) else f"{type(error).__name__}: {error}"
         return record, None
     record.seconds = time.perf_counter() - begun
     if name == "auto" and ens.report is not None:

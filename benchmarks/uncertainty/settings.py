@@ -32,5 +32,6 @@ WIDTH = 256
 # Adapted within the cost of one further training, and of three: trainings, and members that share them. The learning
 # rate is a tenth of the net's own; starts are those that ``Adapted`` tries.
 ADAPTED = {"adapted-1": (1.0, 21), "adapted-3": (3.0, 42)}
-# For the fit of one recipe on one split; enough for all that it tries.
-BUDGET = "30s"
+# For the fit of one recipe on one split, enough for all that it tries; and for what compares all of them.
+BUDGET = "60s"
+AUTO_BUDGET = "15s"
