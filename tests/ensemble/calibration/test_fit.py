@@ -1,5 +1,6 @@
 """Fitting as a whole: on data whose noise, temperature and best scale are known."""
 
+import copy
 import functools
 import json
 import math
@@ -66,6 +67,7 @@ def classes(rows, seed):
     return x, torch.multinomial(p, 1, generator=g).squeeze(1)
 
 
+@functools.lru_cache
 def trained(rows=25, seed=0, steps=600):
     """A network that was trained on so few rows that it is not sure of much."""
     torch.manual_seed(seed)
@@ -79,15 +81,15 @@ def trained(rows=25, seed=0, steps=600):
     return net
 
 
-@pytest.fixture
-def captured_once(monkeypatch):
-    """Exports a model once, however often it is fitted; that it is the same each time is tested elsewhere."""
-    monkeypatch.setattr("ensemble.calibration.fit.capture", lambda model, _: captured(model))
+@pytest.fixture(autouse=True)
+def exported_once(monkeypatch):
+    """Exports a model once, however often it is fitted; that it comes out the same each time is tested elsewhere."""
+    monkeypatch.setattr("ensemble.calibration.fit.capture", lambda model, example: captured(model, example.shape[1:]))
 
 
 @functools.lru_cache
-def captured(model):
-    return capture(model, torch.randn(3, 1 if isinstance(model, Sine | nn.Sequential) else 2))
+def captured(model, shape):
+    return capture(model, torch.randn(3, *shape))
 
 
 def log_likelihood(ens, x, y):
@@ -101,20 +103,20 @@ def log_likelihood(ens, x, y):
 
 
 def test_the_truth_is_left_alone_and_its_noise_found():
-    ens = fit(Sine(), truth(1500, 1), task="regression", recipe=STATIC, members=64)
-    assert ens.noise_variance == pytest.approx(0.09, rel=0.12)
+    ens = fit(Sine(), truth(800, 1), task="regression", recipe=STATIC, members=16)
+    assert ens.noise_variance == pytest.approx(0.09, rel=0.15)
     kept = ens.report["kept"]
     weight = sum(s["weight"] for s in kept["settings"] if s["settings"] is None or s["settings"]["scale"] <= 0.03)
     assert weight > 0.99
     x, y = truth(2000, 2)
     best = -0.5 * math.log(2 * math.pi * math.e * 0.09)
-    assert log_likelihood(ens, x, y) == pytest.approx(best, abs=0.05)
+    assert log_likelihood(ens, x, y) == pytest.approx(best, abs=0.06)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 def test_the_temperature_of_logits_that_are_too_large_or_too_small_is_found(factor):
-    ens = fit(Scaled(factor), classes(2500, 3), task="classification", recipe="rank1", members=16)
-    assert ens.calibration.temperature == pytest.approx(factor, rel=0.12)
+    ens = fit(Scaled(factor), classes(1500, 3), task="classification", recipe="rank1", members=16)
+    assert ens.calibration.temperature == pytest.approx(factor, rel=0.15)
 
 
 def test_the_variances_that_a_model_states_are_put_right():
@@ -123,10 +125,10 @@ def test_the_variances_that_a_model_states_are_put_right():
             mean = super().forward(x)
             return mean, torch.full_like(mean, 0.01) + 0 * mean
 
-    ens = fit(Stating(), truth(1500, 1), task="gaussian", recipe="rank1", members=16)
+    ens = fit(Stating(), truth(800, 1), task="gaussian", recipe="rank1", members=16)
     x, y = truth(1000, 5)
     found = ens.predict(x, statistics=["aleatoric_variance", "log_prob"], target=y)
-    assert float(found.aleatoric_variance.mean()) == pytest.approx(0.09, rel=0.12)
+    assert float(found.aleatoric_variance.mean()) == pytest.approx(0.09, rel=0.15)
     assert float(found.log_prob.mean()) == pytest.approx(-0.5 * math.log(2 * math.pi * math.e * 0.09), abs=0.05)
 
 
@@ -161,7 +163,7 @@ def test_the_reports_numbers_are_those_of_the_ensemble():
     means, y = made(data[0]).double(), data[1].double()
     best = max(
         float(torch.distributions.Normal(means, v**0.5).log_prob(y).logsumexp(0).mean()) - math.log(32)
-        for v in np.geomspace(0.005, 2, 400)
+        for v in np.geomspace(0.01, 1, 120)
     )
     assert curve[0.1]["log_likelihood"] == pytest.approx(best, abs=2e-3)
     weights = sum(one["weight"] for one in found["recipes"][0]["curve"])
@@ -169,7 +171,7 @@ def test_the_reports_numbers_are_those_of_the_ensemble():
     json.dumps(found, allow_nan=False)
 
 
-def test_coverage_of_intervals_over_repeated_draws(captured_once):
+def test_coverage_of_intervals_over_repeated_draws():
     """With n = 60 rows set aside the threshold is the 55th smallest score, so a new row is covered with a probability
     of 55 / 61: at least the level of 0.9, and less than 1 / 61 above it."""
     net, covered, rows = trained(), 0, 0
@@ -184,7 +186,7 @@ def test_coverage_of_intervals_over_repeated_draws(captured_once):
     assert abs(covered / rows - 55 / 61) < 3.5 * spread
 
 
-def test_coverage_of_sets_over_repeated_draws(captured_once):
+def test_coverage_of_sets_over_repeated_draws():
     net, covered, rows = Scaled(3.0), 0, 0
     for seed in range(12):
         given = classes(150, 100 + seed)
@@ -200,7 +202,7 @@ def test_coverage_of_sets_over_repeated_draws(captured_once):
 @pytest.mark.parametrize(
     ("task", "model", "make"), [("regression", Sine(), truth), ("classification", Scaled(1.0), classes)]
 )
-def test_answers_that_do_not_abstain_keep_to_the_risk(captured_once, task, model, make):
+def test_answers_that_do_not_abstain_keep_to_the_risk(task, model, make):
     risk = 0.09 if task == "regression" else 0.1
     errors, answered = 0.0, 0
     for seed in range(4):
@@ -282,7 +284,7 @@ def shifting(monkeypatch):
 
 
 def biased():
-    net = trained()
+    net = copy.deepcopy(trained())
     with torch.no_grad():
         net[2].bias += 2.0
     return net
