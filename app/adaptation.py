@@ -224,7 +224,7 @@ class Adaptation:
         except EnsembledError as error:
             raise BadRequest(f"the model cannot be adapted so: {error}") from error
         rows = max(len(request.targets), request.query.rows)
-        need, limit = task_bytes(made.program, nbytes, count, rows), self._settings.adaptation_memory
+        need, limit = task_bytes(made.running, nbytes, count, rows), self._settings.adaptation_memory
         if need > limit:
             fits = int(limit // (need / count))
             raise BadRequest(
@@ -273,7 +273,8 @@ def _check_converged(task: Task, learning_rate: float) -> None:
         return
     step = int(np.argmin(finite.all(0)))
     count = int((~finite.all(1)).sum())
+    when = f"after step {step}" if step else "before the first step"
     raise BadRequest(
-        f"the loss diverges: after {step} steps it is no finite number for {count} of {len(finite)} members; use a "
+        f"the loss diverges: {when} it is no finite number for {count} of {len(finite)} members; use a "
         f"learning_rate below {learning_rate:g}, fewer steps, or smaller targets"
     )

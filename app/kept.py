@@ -108,7 +108,7 @@ class Store(Generic[T]):
     def keep(self, kept: Kept[T], seconds: float) -> Kept[T]:
         """Take it in, for so many seconds, and give it its handle."""
         loop = asyncio.get_running_loop()
-        handle = kept.handle = secrets.token_urlsafe(_CHANCE)
+        handle = kept.handle = secrets.token_hex(_CHANCE)
         kept.expires = loop.time() + seconds
         kept.timer = loop.call_later(seconds, self._end, handle, "its time was over")
 

@@ -96,6 +96,7 @@ class Metrics:
         draining: whether the service is shutting down.
         devices: gives the memory of each accelerator that is used.
         build: what the service was made of, as labels.
+        kept: how many adapted models are kept, and the bytes of their weights.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Metrics:
         draining: Callable[[], bool] = lambda: False,
         devices: Callable[[], Iterable[DeviceMemory]] = tuple,
         build: Mapping[str, str] | None = None,
+        kept: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.statistics = Statistics()
         self._models = models
@@ -145,6 +147,8 @@ class Metrics:
         gauge("live", "1 while calls end in time.").set_function(lambda: float(live()))
         gauge("queued_rows", "Rows that wait now.").set_function(lambda: self._queued_rows)
         gauge("queued_requests", "Requests that wait now.").set_function(lambda: self._queued_requests)
+        gauge("adapted_models", "Adapted models that are kept.").set_function(lambda: kept()[0])
+        gauge("adapted_bytes", "Bytes of the weights of adapted models that are kept.").set_function(lambda: kept()[1])
         self._of_versions = (
             self._queue_seconds, self._compute_seconds, self._rows, self._merged, self._members, self._non_finite
         )  # fmt: skip

@@ -61,6 +61,7 @@ class Service:
             draining=lambda: self.repository.draining,
             devices=lambda: device_memory(device),
             build=build(device),
+            kept=lambda: (len(self.adaptation.store), self.adaptation.store.used),
         )
         if device.type == "cuda":
             # Of the whole process, convolutions too, which PyTorch would round unasked.

@@ -98,7 +98,8 @@ class Adaptable:
         kept = {name: shape for name, shape in all_members.factored.items() if name not in dense}
         program = factored_program(ensemble.program, kept) if kept else ensemble.program
         if dense:
-            require(sum(_elements(ensemble, n) * all_members.dtypes[n].itemsize for n in dense), count, ensemble.device)
+            full = ensemble.program.empty_weights()
+            require(sum(full[name].numel() * full[name].element_size() for name in dense), count, ensemble.device)
         own = all_members.slice(0, count)
         every = {**all_members.shared, **own}
         differing = set(own)
@@ -308,14 +309,13 @@ def adapted_bytes(
     ensemble: Ensemble, *, weights: str | Sequence[str] = "*", factors: bool = False, members: int | None = None
 ) -> int:
     """Bytes of the adapted weights of one task, known from shapes; arguments and errors as of :meth:`Adaptable.of`."""
-    made = ensemble.members
-    total = 0
+    made, full, total = ensemble.members, ensemble.program.empty_weights(), 0
     for name in _chosen(ensemble, (weights,) if isinstance(weights, str) else tuple(weights)):
         if factors and name in made.factored:
             size = sum(math.prod(shape) for shape in made.factored[name].factors)
         else:
-            size = _elements(ensemble, name)
-        total += size * made.dtypes[name].itemsize
+            size = full[name].numel()
+        total += size * full[name].element_size()
     return total * (len(ensemble) if members is None else members)
 
 
@@ -330,11 +330,6 @@ def task_bytes(program: Program, weight_bytes: int, members: int, rows: int) -> 
     """
     # Of a step backward through the model, too.
     return _COPIES * weight_bytes + 2 * members * program.activation_bytes * rows
-
-
-def _elements(ensemble: Ensemble, name: str) -> int:
-    """Of one member's weight."""
-    return ensemble.program.empty_weights()[name].numel()
 
 
 def _chosen(ensemble: Ensemble, patterns: tuple[str, ...]) -> list[str]:

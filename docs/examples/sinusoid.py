@@ -179,7 +179,8 @@ def draw(args: argparse.Namespace) -> None:
             axis.set_xlabel(f"loss on the points {loss['loss_before']:.2f} → {loss['loss_after']:.3f}")
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    axes[0].set_ylim(-5.8, 4.6)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower center", ncols=2)
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.picture, dpi=130)
     print(f"drawn: {args.picture}")

@@ -14,7 +14,7 @@ import torch
 
 import ensemble
 from app.client import AsyncClient, BadRequest, Client, InputError, NotFound
-from tests.app.support import MEMBERS, assert_same, rows_of, serving, until
+from tests.app.support import MEMBERS, assert_same, metric, rows_of, serving, until
 
 LIMITS = ("--adaptation-steps", 8, "--adaptation-examples", 12, "--adapted-models", 6, "--adapted-seconds", 100)
 LOSS = {"classes": "cross_entropy", "house": "mse", "weather": "gaussian_nll"}
@@ -141,7 +141,7 @@ def test_a_loss_that_diverges_is_that_requests_fault_alone(server, loaded, gate)
         go()
         replies = [one.result() for one in waiting]
     assert [reply.status_code for reply in replies] == [200, 400, 200]
-    assert "the loss diverges: after 0 steps" in replies[1].json()["error"]
+    assert "the loss diverges: before the first step" in replies[1].json()["error"]
     assert "learning_rate below 0.05" in replies[1].json()["error"]
     for reply in (replies[0], replies[2]):
         assert_same(reply.json()["outputs"], wanted(loaded["house"], "house", good)[0])
@@ -198,6 +198,9 @@ def test_what_is_kept_ends_with_its_time_and_its_number_is_bounded(http):
     assert "its time was over" in reply.json()["error"]
     task["keep_seconds"] = 50
     handles = [http.post("/v1/models/house/adapt", json=task).json()["adapted"]["handle"] for _ in range(6)]
+    page = http.get("/metrics").text
+    assert metric(page, "ensembled_adapted_models") == 6
+    assert metric(page, "ensembled_adapted_bytes") == 6 * MEMBERS * 4 * 66
     refused = http.post("/v1/models/house/adapt", json=task)
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) > 30
