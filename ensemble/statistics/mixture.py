@@ -18,8 +18,6 @@ from torch import Tensor
 _AT_ONCE = 2**19
 # How near the distribution function comes to the level, as a share of the smaller of level and 1 − level.
 _NEAR = 1e-12
-# Every so many steps an interval is halved, whatever Newton's method says, so that the search always ends.
-_HALVED = 3
 _MOST_STEPS = 200
 
 
@@ -87,8 +85,8 @@ def _of_gaussians(means: Tensor, deviations: Tensor, weights: Tensor, levels: Se
     point = torch.minimum(torch.maximum(point, low), high)
     wide = 1e-13 * (high - low) + 1e-15 * torch.maximum(low.abs(), high.abs())
     near = _NEAR * torch.minimum(level, 1 - level)
-    found = high
-    for step in range(_MOST_STEPS):
+    found, before = high, torch.full_like(high, math.inf)
+    for _ in range(_MOST_STEPS):
         standard = (point - mean) / scale
         if any_sharp:
             standard = torch.where(sharp, torch.where(point >= mean, math.inf, -math.inf), standard)
@@ -101,8 +99,8 @@ def _of_gaussians(means: Tensor, deviations: Tensor, weights: Tensor, levels: Se
             break
         density = torch.tensordot(weights, (-0.5 * standard.square()).exp() / scale, dims=1) / math.sqrt(2 * math.pi)
         newton = point - above / density
-        inside = (newton > low) & (newton < high)
-        if step % _HALVED == _HALVED - 1:
-            inside = torch.zeros_like(inside)
-        point = torch.where(done, found, torch.where(inside, newton, (low + high) / 2))
+        # The interval is halved where the last step did not halve the distance from the level, so that the search ends.
+        good = (newton > low) & (newton < high) & (above.abs() < before / 2)
+        point = torch.where(done, found, torch.where(good, newton, (low + high) / 2))
+        before = torch.where(good, above.abs(), math.inf)
     return torch.where(proper.unsqueeze(-1), found, torch.nan)
