@@ -1,9 +1,12 @@
 """What must hold on a CUDA device. Skipped where there is none."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import ensemble
+from ensemble.calibration import Calibration
 from tests.reference import call, tensors
 from tests.scenarios import SCENARIOS, seeded
 
@@ -49,6 +52,30 @@ def test_statistics_come_from_the_device(made):
     cpu, gpu = made("mlp").predict(x), made("mlp").to("cuda").predict(x)
     assert gpu.mean.device.type == "cuda"
     assert torch.allclose(cpu.std, gpu.std.cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_fitted_statistics_of_weighted_members_are_those_of_the_cpu():
+    scores = torch.linspace(0.01, 0.99, 39, dtype=torch.float64)
+    for name, task in (("mlp", "classification"), ("mlp", "regression"), ("gaussian", "gaussian")):
+        scenario = SCENARIOS[name]
+        recipe, example = ensemble.Gaussian(0.3), scenario.inputs(2)
+        cpu = ensemble.perturb(seeded(scenario), recipe, members=20, example=example, task=task, live=True)
+        cpu.members = dataclasses.replace(cpu.members, mixture=torch.arange(20.0, dtype=torch.float64) / 190)
+        own = {"set_score": "aps", "set_scores": scores}
+        if task != "classification":
+            own = {"interval_score": "normalised", "interval_scores": scores}
+        if task == "regression":
+            own["noise_variances"] = torch.linspace(0.1, 1, 20, dtype=torch.float64)
+        cpu.calibration = Calibration(epistemic=scores / 10, abstain_above=0.5, **own)
+        gpu = cpu.to("cuda")
+        x = scenario.inputs(4)
+        target = cpu.predict(x).mean.argmax(-1) if task == "classification" else cpu.predict(x).mean
+        names = list(cpu.available_statistics())
+        for options in ({"statistics": names}, {"statistics": ["mean", "log_prob", "ood_score"], "tolerance": 1e-6}):
+            one, other = (ens.predict(x, target=target, **options) for ens in (cpu, gpu))
+            for key, tensor in other.flat().items():
+                assert tensor.device.type == "cuda"
+                torch.testing.assert_close(tensor.cpu(), one[key], rtol=1e-3, atol=1e-3)
 
 
 def _cuda(value):
