@@ -33,6 +33,9 @@ from ensemble.tasks import Head, Task
 Progress = Callable[[str, float], None]
 # Members that a setting is judged by: more tell little more.
 _TRIED_MEMBERS = 64
+# Where that takes so long that there is not time for so many settings, fewer, but no fewer than this.
+_LEAST_TRIED = 8
+_LEAST_TRIALS = 10
 # Settings that an average keeps, each with a pair of members at least.
 _MOST_SLOTS = 32
 # Of the net alone each slot is a noise variance, and so many describe what is known of it.
@@ -142,7 +145,8 @@ def fit(
     )
     trials = Trials(captured, task, head, rows.selection, learning=rows.learning, seed=seed, device=place)
     named = isinstance(recipe, str | Recipe) and recipe != "auto"
-    made, finding = _best(trials, asked, members, clock, tell, named=named)
+    aside = 0 if rows.conformal is None else len(rows.conformal)
+    made, finding = _best(trials, asked, members, clock, tell, named=named, aside=aside)
     if named and not asked[0].trials:
         raise RecipeError(asked[0].failure or f"{asked[0].name} was not tried: the budget was spent before.")
     tell("thresholds on rows set aside")
@@ -171,7 +175,14 @@ class _Made:
 
 
 def _best(
-    trials: Trials, asked: list[Family], members: int, clock: Budget, tell: Callable[[str], None], *, named: bool
+    trials: Trials,
+    asked: list[Family],
+    members: int,
+    clock: Budget,
+    tell: Callable[[str], None],
+    *,
+    named: bool,
+    aside: int,
 ) -> tuple[_Made, Finding]:
     """Compare the recipes within the budget and make the members of the one to keep.
 
@@ -181,7 +192,11 @@ def _best(
     tell("the net alone")
     alone = Family("single", trials=[trials.single()])
     single = alone.trials[0]
-    _search(trials, asked, members, clock, tell)
+    # In the end all members see all held-out rows.
+    last = single.seconds * members * (1 + aside / len(trials.rows))
+    reserve = min(max(_RESERVE * clock.total, last), 0.5 * max(0.0, clock.left))
+    tried = tried_members(members, single.seconds, clock.left - reserve)
+    _search(trials, asked, members, tried, clock, reserve, tell)
     baseline = average(alone, single, trials.task)
     found = [average(family, single, trials.task) for family in asked if family.trials]
     found.sort(key=lambda one: one.log_likelihood, reverse=True)
@@ -219,9 +234,28 @@ def _why(ours: float, error: float, compared: int) -> str:
     )
 
 
-def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, tell: Callable[[str], None]) -> None:
+def tried_members(members: int, one: float, left: float) -> int:
+    """How many members a setting is judged by: as many as tell enough, fewer where a model takes long.
+
+    Args:
+        one: seconds that one member takes for the selection rows.
+        left: seconds that there are to compare settings.
+    """
+    return min(members, max(_LEAST_TRIED, min(_TRIED_MEMBERS, int(left / _LEAST_TRIALS / max(one, 1e-9)))))
+
+
+def _search(
+    trials: Trials,
+    asked: list[Family],
+    members: int,
+    tried: int,
+    clock: Budget,
+    reserve: float,
+    tell: Callable[[str], None],
+) -> None:
     """Try settings, each recipe's in turn, for as long as there is time for another."""
-    drawn = [family for family in asked if not family.learned]
+    # Those with factors first, which are the fastest.
+    drawn = sorted((f for f in asked if not f.learned), key=lambda f: f.candidates[0].structure((2, 2)) is None)
     cheap = [family for family in asked if family.learned and not family.dear]
     dear = [family for family in asked if family.dear]
     if trials.learning is None:
@@ -231,7 +265,7 @@ def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, te
     first = True
     # What trains gets whatever time the others leave.
     for group, share in ((drawn, 0.4 if cheap or dear else 1.0), (cheap, 0.4 if dear else 1.0), (dear, 1.0)):
-        end = clock.spent + share * (clock.left - _RESERVE * clock.total)
+        end = clock.spent + share * (clock.left - reserve)
         waiting = {id(family): list(family.candidates) for family in group}
         while any(waiting.values()):
             for family in group:
@@ -239,7 +273,8 @@ def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, te
                 if not queue:
                     continue
                 # A setting takes about as long as the one before.
-                needed = family.trials[-1].seconds if family.trials else 0.0
+                last = family.trials or [trial for other in group for trial in other.trials]
+                needed = last[-1].seconds if last else 0.0
                 if not first and clock.spent + needed > end:
                     family.cut_short = True
                     queue.clear()
@@ -247,17 +282,17 @@ def _search(trials: Trials, asked: list[Family], members: int, clock: Budget, te
                 left = (end - clock.spent) / sum(map(len, waiting.values()))
                 candidate = queue.pop(0)
                 tell(f"{family.name} {_short(candidate)}")
-                if _try(trials, family, candidate, members, left if family.dear else end - clock.spent):
+                count = tried if isinstance(candidate, Perturbation) else members
+                if _try(trials, family, candidate, count, left if family.dear else end - clock.spent):
                     first = False
                 else:
                     queue.clear()
 
 
-def _try(trials: Trials, family: Family, candidate: Recipe, members: int, left: float) -> bool:
+def _try(trials: Trials, family: Family, candidate: Recipe, count: int, left: float) -> bool:
     # What is drawn can be drawn again in any number; what is learned is judged as it will be kept.
-    count = min(members, _TRIED_MEMBERS) if isinstance(candidate, Perturbation) else members
     if family.dear:
-        count = max(1, members // len(family.candidates))
+        count = max(1, count // len(family.candidates))
     limit = getattr(candidate, "seconds", 0)
     if limit is None or (isinstance(limit, float) and limit > left > 0):
         candidate = dataclasses.replace(candidate, seconds=max(left, 1.0))  # type: ignore[type-var]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ensemble.evaluate import evaluate
 from ensemble.members import Members
 from ensemble.perturbation import Learned, Recipe
 from ensemble.perturbation.factors import Shape
+from ensemble.plan import LOOP
 from ensemble.program import Program
 from ensemble.structured import factored_program
 from ensemble.tasks import Head, Task
@@ -32,6 +33,8 @@ TEMPERATURES = tuple(0.4 * 1.2**k for k in range(15))
 _NOISE_STEPS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.5)
 _COARSE = torch.arange(-3.0, 1.75, 0.25, dtype=torch.float64)
 _ROWS = 1024
+# Members and rows on which ways of running are compared.
+_COMPARED, _COMPARED_ROWS = 4, 64
 _BYTES = 64 * 2**20
 # Log-likelihood of a row for which members give no number.
 _ASTRAY = -1e6
@@ -89,7 +92,8 @@ class Trials:
         self.learning = learning
         self.seed = seed
         self.device = device
-        self._programs: dict[tuple[tuple[str, Shape], ...], Program] = {}
+        self._programs: dict[tuple[tuple[tuple[str, Shape], ...], tuple[str, ...]], Program] = {}
+        self._chunks: dict[tuple[tuple[tuple[str, Shape], ...], tuple[str, ...]], int | None] = {}
 
     def single(self) -> Trial:
         """The trained net alone."""
@@ -120,17 +124,19 @@ class Trials:
 
     def outputs(self, members: Members, rows: Data) -> Iterator[tuple[tuple[Tensor, ...], Data]]:
         """Flat outputs of all members, each (members, some rows, ...), and those rows, on the members' device."""
-        key = tuple(sorted(members.factored.items()))
+        key = tuple(sorted(members.factored.items())), tuple(members.stacked)
         if key not in self._programs:
             program = self.captured.program
             if self.device != self.captured.example[0].device:
                 program = program.to(self.device, members.dtypes)
-            self._programs[key] = factored_program(program, members.factored) if key else program
+            self._programs[key] = factored_program(program, members.factored) if members.factored else program
         program = self._programs[key]
         size = max(1, min(_ROWS, _BYTES // max(1, program.activation_bytes)))
         for some in rows.batches(size):
             placed = some.to(self.device)
-            chunks = list(evaluate(program, members, placed.inputs))
+            if key not in self._chunks and members.count >= _COMPARED and len(rows) > 1:
+                self._chunks[key] = _chunk(program, members, placed.inputs)
+            chunks = list(evaluate(program, members, placed.inputs, chunk=self._chunks.get(key)))
             yield tuple(torch.cat(parts) for parts in zip(*chunks, strict=True)), placed
 
     def _trial(self, recipe: Recipe | None, members: Members, begun: float, *, keep: bool) -> Trial:
@@ -169,6 +175,19 @@ class Trials:
         means = torch.cat(parts[0], 1)
         variances = torch.cat(parts[1], 1) if parts[1] else torch.ones((), dtype=torch.float64, device=means.device)
         return means, variances, torch.cat(targets).double()
+
+
+def _chunk(program: Program, members: Members, inputs: Sequence[Tensor]) -> int | None:
+    """One member after the other where that is faster than all at once, as it is for many convolutions."""
+    some = [tensor[:_COMPARED_ROWS] for tensor in inputs]
+    seconds = {}
+    for chunk in (None, LOOP):
+        for _ in range(2):
+            begun = time.perf_counter()
+            for _ in evaluate(program, members, some, count=_COMPARED, chunk=chunk):
+                pass
+            seconds[chunk] = time.perf_counter() - begun
+    return LOOP if seconds[LOOP] < seconds[None] else None
 
 
 def unperturbed(captured: Captured, device: torch.device, count: int, like: Members | None = None) -> Members:

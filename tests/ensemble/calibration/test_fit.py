@@ -14,6 +14,7 @@ from torch import nn
 import ensemble
 from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, RecipeError, fit
 from ensemble.calibration.families import families
+from ensemble.calibration.fit import tried_members
 from ensemble.capture import capture
 from ensemble.perturbation import Learned, Recipe
 
@@ -369,3 +370,18 @@ def test_a_model_that_gives_no_numbers_is_refused():
     x = torch.cat([torch.zeros(30, 1), torch.ones(30, 1)])
     with pytest.raises(ModelError, match="no finite likelihood"):
         fit(Broken(), (x, x), example=torch.ones(3, 1), task="regression", members=4, recipe="rank1")
+
+
+@pytest.mark.parametrize(
+    ("members", "one", "left", "wanted"),
+    [
+        (128, 0.001, 60, 64),
+        (32, 0.001, 60, 32),
+        (128, 0.2, 60, 30),
+        (128, 5.0, 60, 8),
+        (4, 5.0, 60, 4),
+        (128, 1.0, -3, 8),
+    ],
+)
+def test_a_model_that_takes_long_is_judged_by_fewer_members(members, one, left, wanted):
+    assert tried_members(members, one, left) == wanted
