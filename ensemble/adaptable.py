@@ -21,7 +21,7 @@ from ensemble.data import Data
 from ensemble.ensemble import Ensemble
 from ensemble.errors import InputError, MemoryLimitError, ModelError, RecipeError
 from ensemble.evaluate import refused, vmappable
-from ensemble.grouped import as_rows, evaluate_groups
+from ensemble.grouped import as_rows, check_indices, evaluate_groups
 from ensemble.inner_loop import (
     Before,
     Layout,
@@ -58,6 +58,7 @@ class Adaptable:
         fixed: the other weights that the program reads, alike.
         differing: names of all those that have a dimension of members.
         members: how many.
+        refusals: why vmap refuses the steps, once that was found out; tasks and members then adapt one by one.
     """
 
     ensemble: Ensemble
@@ -66,6 +67,7 @@ class Adaptable:
     fixed: dict[str, Tensor]
     differing: frozenset[str]
     members: int
+    refusals: list[str] = dataclasses.field(default_factory=list)
 
     @staticmethod
     def of(
@@ -149,17 +151,18 @@ class Adaptable:
         one_member = {name: t[0] if name in self.differing else t for name, t in self.start.items()}
         sizes = Steps(steps, step_sizes(lr, one_member), first_order, before)
         inputs, targets, shots = self._support(support, loss)
-        judge = self._judge(loss)
+        judge, running = self._judge(loss), self.program.with_own_inputs
         tasks = len(targets)
         if not create_graph:
             self._require(tasks, shots)
+        check_indices(self.program, self._first_member, inputs)
 
         def one(own: dict[str, Tensor], examples: Any) -> tuple[dict[str, Tensor], Tensor]:
             rows, wanted = examples
             still = {name: own[name] for name in self.fixed}
 
             def objective(changing: Mapping[str, Tensor]) -> Tensor:
-                return judge(self.program({**still, **changing}, rows), wanted)
+                return judge(running({**still, **changing}, rows), wanted)
 
             return descend(objective, {name: own[name] for name in self.start}, sizes)
 
@@ -171,10 +174,12 @@ class Adaptable:
 
     def outputs(self, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], vectorised: bool) -> tuple[Tensor, ...]:
         """Flat outputs, each (tasks, members, ...), of adapted weights on flat inputs, each (tasks, rows, ...)."""
+        check_indices(self.program, self._first_member, inputs)
+        running = self.program.with_own_inputs
         together = {**self.fixed, **weights}
         layout = Layout(frozenset(weights), (self.differing & self.fixed.keys()) | weights.keys())
         found: tuple[Tensor, ...] = self._run(
-            lambda own, rows: tuple(self.program(own, rows)),
+            lambda own, rows: tuple(running(own, rows)),
             together,
             layout,
             tuple(inputs),
@@ -276,6 +281,11 @@ class Adaptable:
             return lambda outputs, targets: own(self.program.results.pack(outputs), targets)
         return of_task(loss, self.ensemble.task, self.ensemble.outputs.heads)
 
+    @property
+    def _first_member(self) -> dict[str, Tensor]:
+        """Its weights before the first step."""
+        return {n: t[0] if n in self.differing else t for n, t in {**self.fixed, **self.start}.items()}
+
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the adapted weights of one member for one task."""
         return {n: tuple(t.shape[1:] if n in self.differing else t.shape) for n, t in self.start.items()}
@@ -293,15 +303,15 @@ class Adaptable:
     def _run(
         self, function: Any, weights: dict[str, Tensor], layout: Layout, rows: Any, tasks: int, vectorised: bool
     ) -> Any:
-        with self.program.exclusively(), vmappable(), _told():
-            if vectorised and not self.program.looped_because:
+        with self.program.with_own_inputs.exclusively(), vmappable(), _told():
+            if vectorised and not self.program.looped_because and not self.refusals:
                 try:
                     return all_at_once(function, weights, layout, rows, "error")
                 except RuntimeError as error:
                     refusal = refused(self.program, error)
                     if refusal is None:
                         raise
-                    self.program.looped_because = str(refusal)
+                    self.refusals.append(str(refusal))
             return one_by_one(function, weights, layout, rows, tasks, self.members)
 
 

@@ -18,6 +18,11 @@ from ensemble.evaluate import evaluate, fitting, refused, vmappable
 from ensemble.members import Members
 from ensemble.program import Program, TensorSpec, Weights
 
+aten = torch.ops.aten
+_LOOKUPS = (
+    aten.embedding.default, aten.gather.default, aten.index_select.default, aten.index.Tensor, aten.take.default,
+)  # fmt: skip
+
 
 def evaluate_groups(
     program: Program,
@@ -60,6 +65,9 @@ def evaluate_groups(
     fit = fitting(program, rows)
     step = max(1, min(members, fit // groups)) if chunk is None else chunk
     part = groups if chunk is not None else max(1, min(groups, fit // step))
+    first_member = {**shared, **{name: tensor[0, 0] for name, tensor in weights.items()}}
+    for first in range(0, groups, part):
+        check_indices(program, first_member, [tensor[first : first + part] for tensor in inputs])
     try:
         for start in range(0, members, step):
             some = {name: tensor[:, start : start + step] for name, tensor in weights.items()}
@@ -107,6 +115,32 @@ def loop_groups(program: Program, shared: Weights, weights: Weights, inputs: Seq
     return tuple(
         torch.stack([torch.stack([outputs[index] for outputs in group]) for group in each])
         for index in range(len(program.outputs))
+    )
+
+
+def check_indices(program: Program, weights: Weights, inputs: Sequence[Tensor]) -> None:
+    """That no group's rows point beyond the end of a table, which one member tells of all.
+
+    Under ``vmap`` the tables of groups lie one behind the other: an index beyond the end of one group's table reads the
+    next one's, and only the last is told of.
+
+    Args:
+        weights: of any one member.
+        inputs: flat inputs, each (groups, rows, ...).
+
+    Raises:
+        IndexError: one does, as the loop would tell.
+    """
+    if inputs[0].shape[0] == 1 or not _looks_up(program):
+        return
+    with program.exclusively(), torch.no_grad(), vmappable():
+        program(weights, [tensor.flatten(0, 1) for tensor in inputs])
+
+
+def _looks_up(program: Program) -> bool:
+    # Of a live module it is not known.
+    return program.graph is None or any(
+        program.graph.find_nodes(op="call_function", target=target) for target in _LOOKUPS
     )
 
 

@@ -332,6 +332,28 @@ def test_what_cannot_be_is_refused(net, monkeypatch):
         ensemble.adapt(made, (X, Y))
 
 
+@pytest.mark.parametrize("bad", [[11, 1], [1, 11], [-1, 1], [1, -1]])
+def test_no_task_reads_another_tasks_table(bad):
+    """Under vmap they lie one behind the other."""
+    made = ensemble.perturb(
+        nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 3)),
+        ensemble.Gaussian(0.1),
+        members=2,
+        example=torch.randint(10, (3, 2)),
+        task="classification",
+    )
+    tokens = torch.tensor(bad)[:, None, None].expand(2, 4, 2)
+    labels = torch.zeros(2, 4, dtype=torch.int64)
+    adapted = ensemble.adapt(made, (tokens.clamp(0, 9), labels), steps=2)
+    for wrong in (
+        lambda: ensemble.adapt(made, (tokens, labels)),
+        lambda: adapted(tokens),
+        lambda: adapted.predict(tokens),
+    ):
+        with pytest.raises(IndexError):
+            wrong()
+
+
 def test_the_loop_can_be_ended_from_outside(net):
     begun = []
 

@@ -174,6 +174,23 @@ def test_sizes_that_do_not_fit_are_refused(mlp):
         pad([[torch.zeros(0, 2)]])
 
 
+@pytest.mark.parametrize("bad", [[11, 1], [1, 11], [-1, 1], [1, -1]])
+def test_no_group_reads_another_groups_table(bad):
+    """Under vmap they lie one behind the other."""
+    ens = ensemble.perturb(
+        nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 3)),
+        ensemble.Gaussian(0.1),
+        members=2,
+        example=torch.randint(10, (3, 2)),
+    )
+    program, shared, _, weights = groups_of(ens, ensemble.Gaussian(0.1))
+    weights = {name: tensor[:2] for name, tensor in weights.items()}
+    tokens = torch.tensor(bad)[:, None, None].expand(2, 1, 2)
+    with pytest.raises(IndexError):
+        grouped(program, shared, weights, [tokens])
+    assert grouped(program, shared, weights, [tokens.clamp(0, 9)])[0].shape == (2, 3, 1, 3)
+
+
 def test_outputs_hold_no_gradients_and_groups_do_not_see_each_other(mlp):
     program, shared, weights, inputs = mlp
     before = grouped(program, shared, weights, inputs)[0]
