@@ -99,7 +99,7 @@ class Ensemble(Planned):
         return self.members.count
 
     def __repr__(self) -> str:
-        made = self.origin.recipe or "separately trained"
+        made = self.origin.recipe or ("generated" if "generated" in self.metadata else "separately trained")
         return (
             f"Ensemble({len(self)} members, {made}, seed={self.origin.seed}, task={self.task}, {self.device}, "
             f"{human(self.members.nbytes)})"

@@ -67,7 +67,8 @@ def generate(
         recipe: with ``context``, how members differ: a perturbation of all weights that are left, such as
             ``Gaussian(0.05, include="hypernetwork.*")``.
         members: with ``recipe``, how many.
-        seed, task, noise_variance, metadata, device, dtype, progress: as for :func:`~ensemble.perturb`.
+        seed, task, noise_variance, device, dtype, progress: as for :func:`~ensemble.perturb`.
+        metadata: free JSON values to keep with it; where no recipe made the members "generated" says what did.
 
     Raises:
         ModelError, ExportError: the hypernetwork's output does not fit the target, or one of them cannot be captured;
@@ -95,14 +96,14 @@ def generate(
         drawn = drawn.to(captured.example[0].device)
         with torch.no_grad(), evaluating(hypernetwork):
             made, generated = _members(hypernetwork, target, captured, drawn, (include, exclude), place, progress)
-        report: dict[str, Any] = {
+        about: dict[str, Any] = {
             "generated": {
                 "codes": list(drawn.shape),
                 "drawn_from_seed": seed if isinstance(codes, int) else None,
                 "weights": generated.described(),
             }
         }
-        return _ensemble(captured, made, place, dtype, seed=seed, report=report, **common)
+        return _ensemble(captured, made, place, dtype, seed=seed, about=about, **common)
     if (recipe is None) != (members is None):
         raise ModelError("recipe= and members= go together: how members differ, and how many there are.")
     model = Contextual(hypernetwork, target, context=context, example=example, include=include, exclude=exclude)
@@ -121,13 +122,13 @@ def generate(
         )
     captured = capture(model, call)
     place = torch.device(device) if device is not None else captured.example[0].device
-    report = {"generated": {"context": context, "weights": model.generated.described()}}
+    about = {"generated": {"context": context, "weights": model.generated.described()}}
     # One member: of all that it reads the smallest tensor stands for what members have of their own.
     floating = [name for name, weight in captured.weights.items() if weight.is_floating_point()]
     own = min(floating, key=lambda name: captured.weights[name].numel())
     shared = {name: weight.to(place, copy=True) for name, weight in captured.weights.items()}
     made = Members(1, {n: w for n, w in shared.items() if n != own}, {own: shared[own].unsqueeze(0)})
-    return _ensemble(captured, made, place, dtype, seed=seed, report=report, **common)
+    return _ensemble(captured, made, place, dtype, seed=seed, about=about, **common)
 
 
 def _ensemble(
@@ -137,7 +138,7 @@ def _ensemble(
     dtype: torch.dtype | None,
     *,
     seed: int,
-    report: dict[str, Any],
+    about: dict[str, Any],
     task: Task,
     noise_variance: float | None,
     metadata: Mapping[str, Any] | None,
@@ -159,8 +160,7 @@ def _ensemble(
         origin,
         task=task,
         noise_variance=noise_variance,
-        metadata=metadata,
-        report=report,
+        metadata={**about, **(metadata or {})},
     )
     if dtype is not None:
         made.try_one()

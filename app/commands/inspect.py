@@ -130,7 +130,8 @@ def _show(about: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     facts = Table(title=about["path"], show_header=False)
     recipe = about["recipe"]
-    made = f"{recipe['name']} {recipe['settings']}" if recipe else "separately trained models"
+    apart = "generated weights" if "generated" in about["metadata"] else "separately trained models"
+    made = f"{recipe['name']} {recipe['settings']}" if recipe else apart
     facts.add_row("task", about["task"])
     facts.add_row("members", f"{about['members']} ({made}, seed {about['seed']})")
     facts.add_row("weights", f"{human(about['bytes_of_weights'])} in memory as {about['dtype']}")

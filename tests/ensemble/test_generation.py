@@ -84,18 +84,20 @@ def test_a_member_has_the_weights_of_its_code(name, tmp_path):
     made.save(tmp_path / "m")
     again = ensemble.load(tmp_path / "m")
     assert torch.equal(again(X), made(X))
-    assert again.report["generated"]["codes"] == [6, 2]
-    assert again.report["generated"]["weights"].keys() == dict(target().named_parameters()).keys()
+    assert again.metadata["generated"]["codes"] == [6, 2]
+    assert again.metadata["generated"]["weights"].keys() == dict(target().named_parameters()).keys()
 
 
 def test_codes_are_drawn_from_the_seed_and_each_by_itself():
     hyper = hypernetwork()
-    few = ensemble.generate(hyper, target(), codes=3, seed=5, example=X)
+    few = ensemble.generate(hyper, target(), codes=3, seed=5, example=X, metadata={"unit": "m"})
+    assert few.metadata["unit"] == "m"
+    assert repr(few).startswith("Ensemble(3 members, generated, seed=5")
     many = ensemble.generate(hyper, target(), codes=8, seed=5, example=X)
     assert torch.allclose(many(X)[:3], few(X), atol=1e-6)
     given = ensemble.generate(hyper, target(), codes=standard_normal(5, range(3), "code", (2,)), example=X)
     assert torch.equal(given(X), few(X))
-    assert few.origin.seed == few.report["generated"]["drawn_from_seed"] == 5
+    assert few.origin.seed == few.metadata["generated"]["drawn_from_seed"] == 5
     assert not torch.allclose(ensemble.generate(hyper, target(), codes=3, seed=6, example=X)(X), few(X))
 
 
