@@ -13,6 +13,7 @@ from ensemble.calibration import averaging
 from ensemble.calibration.trials import TEMPERATURES, Trial, best_temperature
 from ensemble.errors import RecipeError
 from ensemble.perturbation import Learned, Recipe, recipes
+from ensemble.perturbation.mixture import Mixture
 from ensemble.tasks import Task
 
 AUTO = "auto"
@@ -143,6 +144,8 @@ def families(asked: str | Recipe | Sequence[str | Recipe]) -> list[Family]:
     for one in several:
         if one == AUTO:
             found += [Family(name, made) for name, kind in sorted(recipes.items()) if (made := _of_kind(kind))]
+        elif isinstance(one, Mixture):
+            raise RecipeError("A mixture of settings is what fitting makes; give its parts as a list of recipes.")
         elif isinstance(one, Recipe):
             varied = [dataclasses.replace(one, **c) for c in type(one).candidates()]  # type: ignore[type-var]
             found.append(Family(one.name, list(dict.fromkeys(varied)) or [one]))

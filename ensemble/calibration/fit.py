@@ -71,6 +71,7 @@ def fit(
     risk: float | None = None,
     metadata: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
+    live: bool = False,
     progress: Progress | None = None,
 ) -> Ensemble:
     """Make an ensemble of one trained model whose scale, noise and thresholds are fitted to held-out rows.
@@ -103,7 +104,7 @@ def fit(
         set_score: "lac" or "aps", of a classification's sets.
         risk: that answers which do not abstain are to keep to: the share of errors, or the mean squared error
             (target²).
-        metadata, device: as for :func:`ensemble.perturb`.
+        metadata, device, live: as for :func:`ensemble.perturb`.
         progress: called with (what is being done, share of the budget that is spent).
 
     Raises:
@@ -126,7 +127,7 @@ def fit(
         raise ModelError(f"model must be a torch.nn.Module, however: {type(model).__name__}.")
     if example is None:
         example = first_rows(data)
-    captured = capture(model, example)
+    captured = capture(model, example, live=live)
     head = sole_head(task, captured)
     if head is None:
         raise ModelError("A model with several outputs cannot be fitted; make an ensemble for each of them.")
@@ -310,6 +311,9 @@ def _members_of(trials: Trials, chosen: Average, count: int) -> _Made:
     if chosen.family.dear:
         return _all_members_of(trials, chosen)
     cells, alone = chosen.cells, chosen.family.name == "single"
+    if not alone and not chosen.family.learned and _still(chosen.family.candidates[0]) is None:
+        # The net alone has no form among such members.
+        cells = tuple(cell for cell in cells if cell.trial.recipe is not None)
     pairs = max(1, count // 2)
     most = min(pairs, _SINGLE_SLOTS if alone else _MOST_SLOTS)
     places = slots(torch.tensor([cell.weight for cell in cells], dtype=torch.float64), most)
@@ -376,19 +380,18 @@ def _joined_recipe(used: list[Cell], shares: tuple[float, ...], family: Family) 
     # The net alone, in the form of the family's own recipes, so that members keep their factors.
     like = next((trial.recipe for trial in family.trials if trial.recipe is not None), None)
     still = LowRank(0.0) if like is None else _still(like)
-    parts = tuple(cell.trial.recipe or still for cell in used)
-    perturbations = tuple(part for part in parts if isinstance(part, Perturbation))
+    parts = tuple(part for cell in used if isinstance(part := cell.trial.recipe or still, Perturbation))
     if len(set(parts)) == 1 and max(shares) - min(shares) < 1e-12:
         return parts[0]
-    return Mixture(perturbations, shares)
+    return Mixture(parts, shares)
 
 
-def _still(recipe: Recipe) -> Recipe:
-    """The same recipe where it perturbs nothing."""
+def _still(recipe: Recipe) -> Recipe | None:
+    """The same recipe where it perturbs nothing; None if it has no such settings."""
     for name in ("scale", "p"):
         if hasattr(recipe, name):
             return dataclasses.replace(recipe, **{name: 0.0})  # type: ignore[type-var]
-    return recipe
+    return None
 
 
 def _learned_members(trials: Trials, used: list[Cell], shares: tuple[float, ...], count: int) -> Members:

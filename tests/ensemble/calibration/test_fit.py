@@ -16,7 +16,7 @@ from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, 
 from ensemble.calibration.families import families
 from ensemble.calibration.fit import tried_members
 from ensemble.capture import capture
-from ensemble.perturbation import Learned, Recipe
+from ensemble.perturbation import Learned, Perturbation, Recipe
 
 STATIC = ["gaussian", "rank1"]
 
@@ -85,12 +85,12 @@ def trained(rows=25, seed=0, steps=600):
 @pytest.fixture(autouse=True)
 def exported_once(monkeypatch):
     """Exports a model once, however often it is fitted; that it comes out the same each time is tested elsewhere."""
-    monkeypatch.setattr("ensemble.calibration.fit.capture", lambda model, example: captured(model, example.shape[1:]))
+    monkeypatch.setattr("ensemble.calibration.fit.capture", lambda model, x, live: captured(model, x.shape[1:], live))
 
 
 @functools.lru_cache
-def captured(model, shape):
-    return capture(model, torch.randn(3, *shape))
+def captured(model, shape, live):
+    return capture(model, torch.randn(3, *shape), live=live)
 
 
 def log_likelihood(ens, x, y):
@@ -341,6 +341,7 @@ def test_the_same_seed_gives_the_same_ensemble():
         ({"task": "raw"}, ModelError, "needs to know what the outputs are"),
         ({"recipe": "nothing"}, RecipeError, "recipe must be"),
         ({"recipe": []}, RecipeError, "at least one recipe"),
+        ({"recipe": Mixture((Rank1(0.1),))}, RecipeError, "give its parts as a list"),
         ({"recipe": "mixture"}, RecipeError, "does not say which settings to try"),
         ({"budget": "soon"}, InputError, "budget must be a time"),
         ({"confidence_level": 1}, InputError, "confidence_level must be between"),
@@ -385,3 +386,28 @@ def test_a_model_that_gives_no_numbers_is_refused():
 )
 def test_a_model_that_takes_long_is_judged_by_fewer_members(members, one, left, wanted):
     assert tried_members(members, one, left) == wanted
+
+
+def test_a_live_module_is_fitted_too():
+    ens = fit(trained(), truth(100, 1), task="regression", members=8, recipe="rank1", live=True)
+    assert ens.program.live
+    assert ens.predict(truth(5, 2)[0], statistics=["prediction_interval"]).prediction_interval.shape == (5, 1, 2)
+
+
+def test_a_recipe_without_a_scale_is_averaged_over_noise_alone(monkeypatch):
+    monkeypatch.setattr(Recipe, "known", dict(Recipe.known))
+
+    @dataclass(frozen=True)
+    class Shifted(Perturbation, name="shifted"):
+        by: float = 0.01
+
+        def select(self, weights, trainable):
+            return ["2.bias"]
+
+        def draw(self, name, weight, seed, members):
+            return weight + self.by + torch.tensor([0.01 * m for m in members]).unsqueeze(1)
+
+    ens = fit(biased(), truth(150, 1), task="regression", members=8, recipe=Shifted(-2.0))
+    assert ens.report["kept"]["recipe"] == "shifted"
+    recipe = ens.origin.recipe
+    assert all(part == Shifted(-2.0) for part in (recipe.parts if isinstance(recipe, Mixture) else [recipe]))
