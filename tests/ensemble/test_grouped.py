@@ -1,10 +1,11 @@
+import importlib
+
 import pytest
 import torch
 from torch import nn
 
 import ensemble
 from ensemble import InputError, ModelError
-from ensemble import evaluate as evaluate_module
 from ensemble.evaluate import loop
 from ensemble.grouped import as_rows, evaluate_groups, grouped, loop_groups, pad
 from ensemble.members import draw
@@ -12,6 +13,8 @@ from ensemble.structured import factored_program
 from tests.reference import call, difference, tensors
 from tests.scenarios import SCENARIOS, seeded
 
+# The package has a function of this name.
+evaluate_module = importlib.import_module("ensemble.evaluate")
 ROWS = (2, 1, 3)
 CPU = torch.device("cpu")
 
