@@ -99,11 +99,25 @@ _WISHES: dict[str, Schema] = {
         "description": _V2_MEANINGS["priority"],
     },
 }
+_PERTURBATION: dict[str, Schema] = {
+    "recipe": {
+        "type": ["string", "null"],
+        "description": "members of another recipe, drawn from the trained weights for this request; its settings, such "
+        "as scale and rank, stand beside it. What is not given is as in the model's own recipe",
+    },
+    "seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": 2**63 - 1,
+        "description": "that the members are drawn from, with recipe or without; members is then how many",
+    },
+}
 _V2_PARAMETERS: Schema = {
     "type": ["object", "null"],
     "description": "others are passed over",
     "properties": {
         **_WISHES,
+        **_PERTURBATION,
         "timeout": {
             "type": ["integer", "null"],
             "minimum": 1,
@@ -122,6 +136,12 @@ _PLAIN_PARAMETERS: Schema = {
     "additionalProperties": False,
     "properties": {
         **_WISHES,
+        "perturbation": {
+            "type": ["object", "null"],
+            "description": "members of this request alone",
+            "properties": {**_PERTURBATION, "members": {"type": ["integer", "null"], "minimum": 1}},
+            "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+        },
         "timeout_seconds": {
             "type": ["number", "null"],
             "exclusiveMinimum": 0,
@@ -179,7 +199,8 @@ INFER: Schema = {
             "type": "array",
             "minItems": 1,
             "items": _TENSOR,
-            "description": "every input of the model, and for outputs that are about a target that target",
+            "description": "every input of the model, and for outputs that are about a target that target; where the "
+            "service permits it, weights of the model, which have no batch",
         },
         "outputs": {
             "type": ["array", "null"],
@@ -211,6 +232,7 @@ PREDICT_ANSWER: Schema = {
         "version": _NAME,
         "members": {**_COUNT, "description": "members that were evaluated"},
         "seed": {"type": "integer"},
+        "perturbation": {"type": "object", "description": "what to send for the same members again"},
         "id": {"type": "string"},
         "outputs": {"type": "object", "additionalProperties": {"type": "array"}},
         "non_finite": {
@@ -230,10 +252,11 @@ INFER_ANSWER: Schema = {
         "id": {"type": "string"},
         "parameters": {
             "type": "object",
-            "required": ["members", "seed"],
+            "required": ["members"],
             "properties": {
                 "members": {**_COUNT, "description": "members that were evaluated"},
-                "seed": {"type": "integer"},
+                "seed": {"type": "integer", "description": "that they were drawn from, if they were"},
+                "weights": {"const": "request", "description": "they came with the request"},
                 "non_finite_rows": _NON_FINITE_ROWS,
             },
         },
