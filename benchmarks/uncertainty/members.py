@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 import ensemble
@@ -13,8 +15,10 @@ from benchmarks.uncertainty.data import Parts
 from benchmarks.uncertainty.networks import Head, Weights, module
 from benchmarks.uncertainty.results import Record
 from benchmarks.uncertainty.scores import score
-from benchmarks.uncertainty.settings import ADAPTED, AUTO_BUDGET, BUDGET, MEMBERS, SEED, TRAINING
+from benchmarks.uncertainty.settings import ADAPTED, AUTO_BUDGET, BUDGET, MEMBERS, SEED, SNAPSHOTS, TRAINING
+from benchmarks.uncertainty.training import losses
 from ensemble.perturbation.adapted import Adapted
+from ensemble.perturbation.swag import Swag
 from ensemble.tasks import Task
 
 TASKS: Mapping[Head, Task] = {"point": "regression", "variance": "gaussian", "classes": "classification"}
@@ -87,6 +91,9 @@ def made(case: Case, name: str, table: str, split: int) -> tuple[Record, ensembl
         steps = int(trainings * case.steps / count)
         recipe = Adapted(steps=steps, lr=TRAINING[case.head].rate / 10)
         record.cost = count * steps / case.steps
+    elif name == "swag":
+        recipe = Swag(snapshots(case))
+        record.cost = SNAPSHOTS / TRAINING[case.head].epochs
     begun = time.perf_counter()
     try:
         ens = fitted(case, recipe, count)
@@ -98,6 +105,25 @@ def made(case: Case, name: str, table: str, split: int) -> tuple[Record, ensembl
     if name == "auto" and ens.report is not None:
         record.note = str(ens.report["kept"]["recipe"])
     return record, ens
+
+
+def snapshots(case: Case) -> list[nn.Module]:
+    """The net after each of some further epochs at half the learning rate that it was trained with."""
+    x, y = case.parts.train
+    schedule = TRAINING[case.head]
+    model = copy.deepcopy(case.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.rate / 2, weight_decay=schedule.decay)
+    generator = torch.Generator().manual_seed(SEED)
+    found = []
+    for _ in range(SNAPSHOTS):
+        for rows in torch.randperm(len(y), generator=generator).split(schedule.batch):
+            outputs = model(x[rows])
+            raw = outputs if isinstance(outputs, Tensor) else torch.cat([outputs[0], outputs[1].log()], -1)
+            optimizer.zero_grad()
+            losses(case.head, raw.unsqueeze(0), y[rows].unsqueeze(0)).sum().backward()
+            optimizer.step()
+        found.append(copy.deepcopy(model))
+    return found
 
 
 def predicted(made: ensemble.Ensemble, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,8 @@ WIDTH = 256
 # Adapted within the cost of one further training, and of three: trainings, and members that share them. The learning
 # rate is a tenth of the net's own; starts are those that ``Adapted`` tries.
 ADAPTED = {"adapted-1": (1.0, 21), "adapted-3": (3.0, 42)}
+# Of SWAG: epochs after the training, at half its learning rate.
+SNAPSHOTS = 20
 # For the fit of one recipe on one split, enough for all that it tries; and for what compares all of them.
 BUDGET = "60s"
 AUTO_BUDGET = "15s"
