@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ensemble.errors import RecipeError
 from ensemble.memory import require
+from ensemble.perturbation.base import as_patterns
 from ensemble.perturbation.learned import Learned, Material
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Laplace(Learned, name="laplace"):
             raise RecipeError(
                 f"covariance must be one of {', '.join(get_args(Covariance))}, however: {self.covariance!r}."
             )
+        object.__setattr__(self, "weights", as_patterns(self.weights, "weights"))
 
     @classmethod
     def candidates(cls) -> Iterable[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor
 
 from ensemble.errors import RecipeError
-from ensemble.perturbation.base import Perturbation
+from ensemble.perturbation.base import Perturbation, as_patterns
 from ensemble.perturbation.gaussian import Gaussian
 from ensemble.perturbation.learned import Learned, Material
 from ensemble.perturbation.low_rank import LowRank
@@ -68,6 +68,7 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
         if isinstance(self.layer, bool) or not isinstance(self.layer, str | int) or self.layer == "":
             raise RecipeError(f"layer must be a layer's name such as 'fc1', or its place, however: {self.layer!r}.")
         self._noise()
+        object.__setattr__(self, "weights", as_patterns(self.weights, "weights"))
 
     @classmethod
     def candidates(cls) -> Iterable[Mapping[str, Any]]:

@@ -26,6 +26,27 @@ def exported(scenario_model: Callable[[str], nn.Module]) -> Callable[[str], Capt
     return functools.cache(lambda name: capture(scenario_model(name), SCENARIOS[name].inputs(3)))
 
 
+@pytest.fixture(scope="session")
+def _captures() -> dict[tuple[int, bool], tuple[nn.Module, Captured]]:
+    return {}
+
+
+@pytest.fixture
+def exported_once(
+    monkeypatch: pytest.MonkeyPatch, _captures: dict[tuple[int, bool], tuple[nn.Module, Captured]]
+) -> None:
+    """A module that tests perturb several times is exported the first time only; they must not change it."""
+
+    def once(model: nn.Module, example: object, *, live: bool = False) -> Captured:
+        key = id(model), live
+        if key not in _captures:
+            # The model is kept with it, so that no other gets its number.
+            _captures[key] = model, capture(model, example, live=live)
+        return _captures[key][1]
+
+    monkeypatch.setattr("ensemble.construct.capture", once)
+
+
 @pytest.fixture
 def perturbed(
     monkeypatch: pytest.MonkeyPatch,

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ from ensemble.capture import capture
 from tests.reference import alone, call, tensors, worst
 from tests.scenarios import SCENARIOS, mlp, seeded
 
+pytestmark = pytest.mark.usefixtures("exported_once")
 
+
+@functools.cache
 def network(width=40, bias=True, outputs=2):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, outputs, bias=bias)).double()
@@ -95,9 +100,7 @@ CHOSEN = {
     "mlp": "0",
     "cnn": "features.4",
     "encoder": "encoder.layers.1.linear2",
-    "lstm": "layer.weight_ih_l1_reverse",
     "many_outputs": "body",
-    "gaussian": "body",
 }
 
 
@@ -249,6 +252,7 @@ def test_data_are_needed(perturbed):
         ({"scale": float("nan")}, "scale must be"),
         ({"ridge": float("inf")}, "ridge must be a finite number ≥ 0"),
         ({"ridge": True}, "ridge must be"),
+        ({"weights": (1,)}, "weights must be name patterns"),
         ({"layer": ""}, "layer must be a layer's name such as 'fc1'"),
         ({"layer": None}, "layer must be a layer's name"),
         ({"layer": True}, "layer must be a layer's name"),
