@@ -4,7 +4,7 @@ All of it was chosen on the four UCI sets and on digits by held-out rows of the 
 half of them and were judged on the other, which ``--validate`` does again, with another ``--schedule`` if one likes. It
 is the same for all data sets and splits. What differs from split to split (the scale of a perturbation, the noise
 variance, weights, the rate of dropout) is fitted on that split's held-out rows, by the methods themselves. Nothing was
-chosen on other data sets, or on any test row.
+chosen by other data sets, or by any test row.
 """
 
 from __future__ import annotations

@@ -65,6 +65,15 @@ def test_what_is_still_to_be_chosen_sees_no_test_row(folder):
     assert not (seen.unsqueeze(1) == whole.test[0]).all(-1).any()
 
 
+@pytest.mark.parametrize("name", data.UNTUNED)
+def test_sets_of_scikit_learn_do_not_hold_their_target(name):
+    table = data.untuned(name, 2)
+    assert len(table.splits) == 2
+    assert not np.array_equal(table.splits[0][1], table.splits[1][1])
+    assert not np.intersect1d(*table.splits[0]).size
+    assert np.abs(np.corrcoef(table.inputs.T, table.targets)[-1, :-1]).max() < 0.99
+
+
 def test_files_that_do_not_fit_are_refused(folder):
     with pytest.raises(FileNotFoundError, match="--uci is the folder with bostonHousing"):
         data.read_uci(folder, "boston", 1)
@@ -213,4 +222,4 @@ def test_the_command_says_what_is_missing(capsys):
     assert "--uci: say where the UCI sets are" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main(["--parts", "untuned", "--sets", "boston"])
-    assert "--sets: there is no boston; there are diabetes, proline" in capsys.readouterr().err
+    assert "--sets: there is no boston; there are diabetes, proline, fractal dimension" in capsys.readouterr().err
