@@ -87,6 +87,8 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, words: l
     splits, draws = (min(3, count) if args.quick else count for count in (args.splits, args.draws))
     if args.quick:
         methods = [name for name in methods if name != "auto"]
+    # Where files lie on this machine tells others nothing.
+    words = ["PATH" if word in (str(args.uci), str(args.json), str(args.markdown)) else word for word in words]
     results = Results(describe(_PACKAGES) + ".", shlex.join(["python", "-m", "benchmarks.uncertainty", *words]))
     if args.resume and args.json and args.json.exists():
         results.records = [Record(**record) for record in json.loads(args.json.read_text())["records"]]

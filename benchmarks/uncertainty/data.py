@@ -86,8 +86,8 @@ def read_uci(folder: Path, name: str, splits: int) -> Table:
 def untuned(name: str, splits: int) -> Table:
     """A data set that comes with scikit-learn, of which no setting was chosen; a tenth of each split is its test part.
 
-    ``diabetes`` is the regression of that name; ``proline`` of a wine is predicted from its other analyses, and the mean
-    ``fractal dimension`` of a tumour's cell nuclei from their other measures.
+    ``diabetes`` is the regression of that name; ``proline`` of a wine is predicted from its other analyses, and the
+    mean ``fractal dimension`` of a tumour's cell nuclei from their other measures.
     """
     from sklearn import datasets
 
