@@ -172,7 +172,8 @@ class Ensemble(Planned):
             args, kwargs: as for a call.
             statistics: names from :meth:`available_statistics`; the task's default ones by default. Of a model with
                 several outputs "mean" asks for every output's mean, "policy.mean" for one.
-            members: use only the first so many members, their weights made to sum to 1.
+            members: use only the first so many members, their weights made to sum to 1. What was fitted, such as the
+                coverage of intervals, was fitted with all of them.
             tolerance: use only as many members as it takes until the Monte-Carlo standard error of the mean is at most
                 this, in the unit of the target. Each row is judged by itself, by the largest error of its elements in
                 all of the model's outputs; how many it took is in ``prediction.counts``.

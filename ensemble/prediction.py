@@ -14,6 +14,9 @@ from ensemble.errors import StatisticError
 class Prediction:
     """Statistics of a batch, as attributes: ``p.mean``, ``p.std``, ``p.predictive_entropy``.
 
+    Intervals have their lower and upper end as the last dimension, quantiles the levels: ``lower, upper =
+    p.prediction_interval.unbind(-1)``.
+
     Args:
         heads: statistics by name, for each of the model's outputs; a tensor is (batch, ...).
         count: how many members they are computed from; with a tolerance, for the row that needed most.
