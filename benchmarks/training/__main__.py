@@ -2,10 +2,10 @@
 
     python -m benchmarks.training
 
-Both take the same steps from the same starts on the same rows; the trained weights are compared before anything is
-timed, by what they answer. Each visit trains all members for some steps, in turns, and the fastest visit of each counts,
-since what else the machine does only adds time. One after the other, a member is a module of its own with an optimiser of
-its own: the usual loop, and once more with the fused kernel of Adam. The table goes to standard output as Markdown.
+Both take the same steps from the same starts on the same rows; what the trained members answer is compared before
+anything is timed. Each visit trains all members for some steps, in turns, and the fastest visit of each counts, since
+what else the machine does only adds time. One after the other, a member is a module of its own with an optimiser of its
+own: the usual loop, and once more with the fused kernel of Adam. The table goes to standard output as Markdown.
 """
 
 from __future__ import annotations
@@ -145,14 +145,12 @@ def measure(case: Case, members: int, steps: int, visits: int) -> tuple[dict[str
 
     short = dataclasses.replace(schedule, steps=min(steps, 10))
     apart, found = 0.0, together(short)
+    alone = one_by_one(case, starts, short, fused=False)
     with torch.no_grad():
-        for index, module in enumerate(one_by_one(case, starts, short, fused=False)):
-            wanted = module(*case.data.inputs)
-            for got, want in zip(
-                ens.program(found.whole(index), case.data.inputs),
-                [wanted] if isinstance(wanted, Tensor) else wanted,
-                strict=True,
-            ):
+        for index, module in enumerate(alone):
+            answer = module(*case.data.inputs)
+            wanted = [answer] if isinstance(answer, Tensor) else answer
+            for got, want in zip(ens.program(found.whole(index), case.data.inputs), wanted, strict=True):
                 apart = max(apart, float((got - want).abs().max() / want.abs().max()))
     ways: dict[str, Callable[[], object]] = {
         "together": together,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ensemble.training import Schedule
 
 _EPOCHS = 10
+_RATES = (2.5e-3, 2e-2)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Adapted(Learned, name="adapted"):
 
     Args:
         steps: gradient steps of each member, ≥ 0; as many as take it through the rows ten times by default.
-        lr: the learning rate at first, > 0; best about a tenth of what the model was trained with.
+        lr: the learning rate at first, > 0; between an eighth of what the model was trained with and the whole of it.
         bootstrap: train each member on as many rows as there are, drawn with replacement; else on all.
         start: a recipe whose members training starts from; the trained weights by default.
         rank: train only additive factors of this rank for each matrix that the model uses in products, and keep the
@@ -47,7 +48,8 @@ class Adapted(Learned, name="adapted"):
         batch_size: rows of one step, ≥ 1.
         weight_decay: share of a weight that decays in a step at a learning rate of 1, ≥ 0.
         early_stopping: keep those weights of each member that did best on the rows that its resample left out (on a
-            tenth of the rows, which it is then not trained on, without bootstrap).
+            tenth of the rows, which it is then not trained on, without bootstrap). Without it members that are trained
+            for long become surer than they may be.
         check_every: steps between two looks at these rows, ≥ 1; a tenth of the steps by default.
         patience: looks without a better one after which a member stops, ≥ 1; by default none does.
         seconds: about how long training may take, > 0: as many steps as fit, at most ``steps``, judged by a few trial
@@ -69,13 +71,13 @@ class Adapted(Learned, name="adapted"):
     dear: ClassVar[bool] = True
 
     steps: int | None = None
-    lr: float = 2e-3
+    lr: float = 5e-3
     bootstrap: bool = True
     start: Perturbation | None = None
     rank: int | None = None
     batch_size: int = 32
     weight_decay: float = 0.0
-    early_stopping: bool = False
+    early_stopping: bool = True
     check_every: int | None = None
     patience: int | None = None
     seconds: float | None = None
@@ -111,10 +113,11 @@ class Adapted(Learned, name="adapted"):
 
     @classmethod
     def candidates(cls) -> Iterable[Mapping[str, Any]]:
-        """Starts: some models bear little before they have to be trained anew, and others need much to differ at all."""
-        from ensemble.perturbation.rank_one import Rank1
+        """Learning rates far apart: a high one leaves the trained weights for others as good, a low one stays near.
 
-        return [{"start": Rank1(scale=scale)} for scale in (0.1, 0.3, 0.03)]
+        The low one first, since not every model bears the high one.
+        """
+        return [{"lr": lr, "early_stopping": True} for lr in _RATES]
 
     def settings(self) -> dict[str, Any]:
         """As of any recipe; of a loss its name, since code is not kept."""

@@ -385,10 +385,10 @@ class _Part:
                 f"The loss of {who} is not finite before the first step: look for NaN or infinity in the inputs, or "
                 "start nearer to the trained weights."
             )
+        cure = "" if self.looks else ", or use early_stopping=True, with which a member keeps its best weights"
         raise RecipeError(
             f"Training diverged: after {step} steps loss or weights of {who} are not finite. Lower lr (it is "
-            f"{self.work.schedule.lr:g}), or use early_stopping=True, with which a member keeps its best weights; if "
-            "that happens at any lr, look for NaN in the inputs."
+            f"{self.work.schedule.lr:g}){cure}; if that happens at any lr, look for NaN in the inputs."
         )
 
 

@@ -184,7 +184,7 @@ def test_settings_come_back():
         ({"start": 0.1}, r"start must be a recipe such as Gaussian\(scale=0.1\)"),
         ({"start": Adapted()}, "start must be a recipe"),
         ({"rank": 0}, "rank must be an integer between 1 and 256"),
-        ({"patience": 3}, "patience needs early_stopping=True"),
+        ({"patience": 3, "early_stopping": False}, "patience needs early_stopping=True"),
         ({"seconds": 0}, "seconds must be a finite number > 0"),
         ({"loss": 3}, "loss must be a function of outputs and targets"),
         ({"include": (3,)}, "include must be name patterns"),
