@@ -60,8 +60,9 @@ def read_metadata(document: Mapping[str, Any]) -> Inputs:
     try:
         more = document.get("parameters") or {}
         lists = (document["inputs"], more.get("targets") or (), more.get("weight_inputs") or ())
-        given = [{str(s["name"]): DATATYPES[s["datatype"]] for s in specs} for specs in lists]
-        return Inputs(str(document["name"]), *given, tuple(map(str, more.get("perturbation_parameters") or ())))
+        inputs, targets, weights = ({str(s["name"]): DATATYPES[s["datatype"]] for s in specs} for specs in lists)
+        perturbation = tuple(map(str, more.get("perturbation_parameters") or ()))
+        return Inputs(str(document["name"]), inputs, targets, weights, perturbation)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidAnswer(f"the service's metadata cannot be read: {error} is missing or not known") from None
 
