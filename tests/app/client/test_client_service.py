@@ -221,7 +221,7 @@ def test_a_transport_of_ones_own(running, models, loaded):
     async def main():
         async with running(models=models) as inside:
             transport = httpx.ASGITransport(inside._transport.app)
-            async with AsyncClient("http://service", model="house", transport=transport) as client:
+            async with AsyncClient("http://localhost", model="house", transport=transport) as client:
                 return await client.infer(rows_of("house", 2))
 
     assert_same(asyncio.run(main()).outputs, expected(loaded["house"], rows_of("house", 2)))
