@@ -11,7 +11,7 @@ from app.engine import Engine
 from app.planning import Planning, steps_for
 from app.served import Served
 from ensemble import EnsembledError
-from ensemble.optimize import Course
+from ensemble.planning.optimize import Course
 
 log = logging.getLogger("app.acceleration")
 

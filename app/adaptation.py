@@ -23,9 +23,9 @@ from app.protocol.adaptation import Adapting, AdaptRequest, Limits
 from app.served import Served
 from app.settings import Settings
 from ensemble import EnsembledError
-from ensemble.adaptable import adapted_bytes, task_bytes
+from ensemble.adaptation.adaptable import adapted_bytes, task_bytes
+from ensemble.adaptation.objectives import OF_TASK
 from ensemble.memory import human
-from ensemble.objectives import OF_TASK
 
 _OFF = "adaptation is switched off; start the service with --adaptation (ENSEMBLED_ADAPTATION=1)"
 _STUCK = "the engine does not answer; ask another instance"

@@ -24,9 +24,9 @@ from app.kept import Kept
 from app.protocol import Question
 from app.served import Served, to_tensor
 from ensemble import EnsembledError, MemoryLimitError
-from ensemble.adaptable import Adaptable
-from ensemble.grouped import pad
+from ensemble.adaptation.adaptable import Adaptable
 from ensemble.prediction import Prediction
+from ensemble.variants.grouped import pad
 
 SUPPORT, QUERY, TARGETS = "support.", "query.", "targets"
 # Choices of weights for which what runs is kept.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ensemble
 from ensemble.backends.workshop import Workshop
 from ensemble.memory import available
-from ensemble.optimize import Precision, Step
+from ensemble.planning.optimize import Precision, Step
 
 # Called with what is being done, and how much of it is done (0..1).
 Progress = Callable[[str, float], None]

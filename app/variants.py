@@ -26,7 +26,7 @@ from app.protocol import Bringable, InferRequest, Perturbed, Question, WeightSpe
 from app.served import DATATYPES, Served, is_out_of_memory, to_tensor
 from ensemble.memory import human
 from ensemble.perturbation import recipes
-from ensemble.variants import Kind
+from ensemble.variants.variants import Kind
 
 # Bytes of weights that are looked at where requests are received; more, or of a new kind, on another thread.
 _QUICK_BYTES = 2**18

@@ -7,14 +7,12 @@ p = ens.predict(x)                   # p.label, p.mean, p.predictive_entropy, p.
 ens.save("models/digits/1")
 """
 
-from ensemble.adaptation import adapt
-from ensemble.artifact import load
+from ensemble.adaptation.adapt import adapt
 from ensemble.calibration import Calibration
 from ensemble.calibration.fit import fit
 from ensemble.calibration.report import FitReport
 from ensemble.compatibility import compatibility
 from ensemble.construct import perturb, stack
-from ensemble.contextual import Contextual
 from ensemble.ensemble import Ensemble
 from ensemble.errors import (
     ArtifactError,
@@ -26,9 +24,12 @@ from ensemble.errors import (
     RecipeError,
     StatisticError,
 )
-from ensemble.evaluation import Evaluation, evaluate
-from ensemble.generation import generate
-from ensemble.hypernetwork import Hypernetwork
+from ensemble.evaluation.evaluate import Evaluation, evaluate
+from ensemble.evolution.population import Population
+from ensemble.hypernetworks.contextual import Contextual
+from ensemble.hypernetworks.generate import generate
+from ensemble.hypernetworks.hypernetwork import Hypernetwork
+from ensemble.learning.snapshots import SwagSnapshots
 from ensemble.perturbation import Learned, Perturbation, Recipe
 from ensemble.perturbation.adapted import Adapted
 from ensemble.perturbation.dropout import Dropout
@@ -39,9 +40,8 @@ from ensemble.perturbation.mixture import Mixture
 from ensemble.perturbation.perturb_and_correct import PerturbAndCorrect
 from ensemble.perturbation.rank_one import Rank1
 from ensemble.perturbation.swag import Swag
-from ensemble.population import Population
 from ensemble.prediction import Prediction
-from ensemble.snapshots import SwagSnapshots
+from ensemble.storage.artifact import load
 
 __all__ = [
     "Adapted",

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ensemble.condense import Running
 from ensemble.errors import StatisticError
-from ensemble.evaluate import evaluate
-from ensemble.runner import Runner
+from ensemble.planning.runner import Runner
 from ensemble.statistics import Asked
+from ensemble.vectorised import evaluate
 
 # Below it the estimate of the variance says little.
 FIRST = 16
@@ -39,7 +39,7 @@ def checkpoints(total: int) -> list[int]:
 def first(
     runner: Runner, inputs: Sequence[Tensor], count: int, chunk: int | None = None, start: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Run members [start, count) on a batch, without evaluating many more; as :class:`~ensemble.runner.Runner`."""
+    """Run members [start, count) on a batch, and not many more; as :class:`~ensemble.planning.runner.Runner`."""
     if chunk is None and runner.plan is not None:
         rows = inputs[0].shape[0]
         trial = runner.plan.trial(rows)
@@ -70,7 +70,7 @@ def evaluate_until(
         asked: the statistics, and what the outputs mean.
         tolerance: > 0, in the unit of the target.
         total: the most members; one of them must have weight in the mixture.
-        chunk: members in one call, as :func:`~ensemble.evaluate.evaluate` takes it.
+        chunk: members in one call, as :func:`~ensemble.vectorised.evaluate` takes it.
 
     Returns:
         The statistics by head and name, and how many members each row needed, (batch,) int64. A row whose error never

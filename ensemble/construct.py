@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ensemble import members as member_weights
 from ensemble.calibration.state import Calibration
-from ensemble.capture import Captured, capture, evaluating
 from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble, Origin
 from ensemble.errors import ModelError, RecipeError
 from ensemble.members import Members, Progress
 from ensemble.perturbation import Learned, Material, Perturbation, Recipe
 from ensemble.perturbation.stacked import Stacked
-from ensemble.program import Program
+from ensemble.program.capture import Captured, capture, evaluating
+from ensemble.program.program import Program
 from ensemble.several import in_turn, interleaved, model_seed, one_of, taken_apart
 from ensemble.tasks import Head, Task, heads
 

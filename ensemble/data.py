@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ensemble.errors import InputError
-from ensemble.program import Program
+from ensemble.program.program import Program
 from ensemble.tasks import Head, Task
 
 

@@ -16,18 +16,18 @@ from ensemble.adaptive import evaluate_until, first
 from ensemble.calibration.state import Calibration
 from ensemble.condense import condense
 from ensemble.errors import InputError, ModelError, RecipeError
-from ensemble.evaluate import loop
 from ensemble.members import Members
 from ensemble.memory import human
 from ensemble.outputs import Outputs
 from ensemble.perturbation import Perturbation, Recipe
-from ensemble.planned import Planned
+from ensemble.planning.planned import Planned
+from ensemble.planning.runner import Runner
 from ensemble.prediction import Prediction
-from ensemble.program import Program, plain
-from ensemble.runner import Runner
+from ensemble.program.program import Program, plain
 from ensemble.statistics import Statistic
 from ensemble.tasks import Task, heads, sample
-from ensemble.variants import Variants
+from ensemble.variants.variants import Variants
+from ensemble.vectorised import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -457,6 +457,6 @@ class Ensemble(Planned):
             ModelError: the ensemble runs a live module.
             ArtifactError: something else is at the path.
         """
-        from ensemble.artifact import save
+        from ensemble.storage.artifact import save
 
         save(self, path, overwrite=overwrite, keep_example=keep_example)

@@ -18,7 +18,7 @@ from ensemble.errors import ModelError
 from ensemble.memory import require
 from ensemble.perturbation import Perturbation
 from ensemble.perturbation.factors import Factors, Shape
-from ensemble.program import Program, Weights
+from ensemble.program.program import Program, Weights
 from ensemble.structured import LEFT, RIGHT, factorable, structures
 
 _SLICE_BYTES = 16 * 2**20

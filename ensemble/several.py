@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ensemble.capture import Captured, close
 from ensemble.errors import ModelError
 from ensemble.members import Members, Progress, same_architecture
 from ensemble.memory import require
 from ensemble.perturbation.factors import Factors
+from ensemble.program.capture import Captured, close
 from ensemble.structured import LEFT, RIGHT
 
 _SLICE_BYTES = 16 * 2**20

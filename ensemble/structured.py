@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ensemble.graph import used_weights
 from ensemble.perturbation.base import Recipe
 from ensemble.perturbation.factors import Shape
-from ensemble.program import Program
+from ensemble.program.graph import used_weights
+from ensemble.program.program import Program
 
 aten = torch.ops.aten
 # A weight is no module, so nothing else can have these names.

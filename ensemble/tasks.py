@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ensemble.errors import ModelError
-from ensemble.program import TensorSpec
+from ensemble.program.program import TensorSpec
 
 Task = Literal["classification", "regression", "gaussian", "raw"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -11,7 +11,7 @@ import ensemble
 from app.commands import build, evaluate
 from app.commands.reading import TARGETS
 from ensemble.calibration.conformal import required_rank
-from ensemble.evaluation import _MEANINGS
+from ensemble.evaluation.evaluate import _MEANINGS
 from tests.app.support import ROOT
 
 PAGE = (ROOT / "docs" / "calibration.md").read_text()

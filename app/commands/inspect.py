@@ -16,10 +16,10 @@ from rich.table import Table
 import ensemble
 from app.planning import batch_sizes
 from app.processors import default_threads
-from ensemble.artifact import read_manifest
 from ensemble.backends.workshop import Workshop
 from ensemble.memory import human
-from ensemble.optimize import PRECISIONS, Precision
+from ensemble.planning.optimize import PRECISIONS, Precision
+from ensemble.storage.artifact import read_manifest
 
 DESCRIPTION = """\
 Show what a saved ensemble is: task, recipe, members, inputs, statistics, weights, memory. It is loaded as the service

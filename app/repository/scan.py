@@ -11,8 +11,8 @@ from pathlib import Path
 
 from app.versions import NAME, VERSION
 from ensemble import EnsembledError
-from ensemble.artifact import read_manifest
-from ensemble.manifest import MANIFEST
+from ensemble.storage.artifact import read_manifest
+from ensemble.storage.manifest import MANIFEST
 
 log = logging.getLogger("app.repository")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from ensemble.errors import ModelError
-from ensemble.graph import from_json, to_json
 from ensemble.members import Members
-from ensemble.program import Program, plain
+from ensemble.program.graph import from_json, to_json
+from ensemble.program.program import Program, plain
 
 # Part of every key: a newer version of what builds must not take what an older one built.
 FORMAT = 2
@@ -49,7 +49,7 @@ class Job:
         backend: which compiles it.
         rows, chunk: for how many.
         device: where it will run, "cpu" or "cuda".
-        graph: what one member computes, as :func:`ensemble.graph.to_json` writes it.
+        graph: what one member computes, as :func:`ensemble.program.graph.to_json` writes it.
         shared: weights that all members share, in the order in which the call takes them.
         own: weights of ``chunk`` members, each with a leading member dimension.
         inputs: the flat inputs.

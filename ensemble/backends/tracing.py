@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ensemble.backends.job import Job
-from ensemble.graph import places, skeleton
+from ensemble.program.graph import places, skeleton
 
 
 def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:

@@ -18,7 +18,6 @@ from ensemble.calibration.report import Finding, describe
 from ensemble.calibration.split import MOST_SELECTING, divide
 from ensemble.calibration.state import Calibration, IntervalScore, SetScore
 from ensemble.calibration.trials import Trials, unperturbed
-from ensemble.capture import capture
 from ensemble.construct import assemble, check_count, sole_head
 from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble
@@ -27,6 +26,7 @@ from ensemble.members import Members
 from ensemble.perturbation import Perturbation, Recipe
 from ensemble.perturbation.low_rank import LowRank
 from ensemble.perturbation.mixture import Mixture
+from ensemble.program.capture import capture
 from ensemble.tasks import Head, Task
 
 # Called with what is being done, in words, and the share of the budget that is spent.

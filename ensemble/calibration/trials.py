@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from ensemble.calibration.likelihood import TINY, class_log_likelihood, mixed, normal_log_density, per_row
-from ensemble.capture import Captured
 from ensemble.construct import make_members
 from ensemble.data import Data
 from ensemble.errors import ModelError
-from ensemble.evaluate import evaluate
 from ensemble.members import Members
 from ensemble.perturbation import Learned, Recipe
 from ensemble.perturbation.factors import Shape
-from ensemble.plan import LOOP
-from ensemble.program import Program
+from ensemble.planning.plan import LOOP
+from ensemble.program.capture import Captured
+from ensemble.program.program import Program
 from ensemble.structured import factored_program
 from ensemble.tasks import Head, Task
+from ensemble.vectorised import evaluate
 
 TEMPERATURES = tuple(0.4 * 1.2**k for k in range(15))
 # Noise variances that are compared, around the likeliest one: so many standard errors of its logarithm. The likelihood

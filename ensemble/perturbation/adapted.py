@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ensemble.data import Data
     from ensemble.losses import Loss
     from ensemble.members import Members
-    from ensemble.program import Program, Weights
+    from ensemble.program.program import Program, Weights
     from ensemble.training import Schedule
 
 _EPOCHS = 10

@@ -19,7 +19,7 @@ from ensemble.errors import RecipeError
 from ensemble.perturbation.factors import Factors, Shape
 
 if TYPE_CHECKING:
-    from ensemble.program import Program
+    from ensemble.program.program import Program
 
 
 class Recipe(ABC):

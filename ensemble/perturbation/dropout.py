@@ -19,7 +19,7 @@ from ensemble.perturbation.factors import Factors, Shape, columns
 from ensemble.random import standard_normal
 
 if TYPE_CHECKING:
-    from ensemble.program import Program
+    from ensemble.program.program import Program
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Dropout(Perturbation, name="dropout"):
         return [{"p": p} for p in (0.1, 0.05, 0.2, 0.02, 0.3, 0.5, 0.01)]
 
     def settled(self, program: Program) -> Self:
-        from ensemble.layers import inner
+        from ensemble.learning.layers import inner
 
         if self.include is not None:
             return self

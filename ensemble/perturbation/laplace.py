@@ -17,10 +17,10 @@ from ensemble.perturbation.base import as_patterns
 from ensemble.perturbation.learned import Learned, Material
 
 if TYPE_CHECKING:
-    from ensemble.layers import Layer
+    from ensemble.learning.layers import Layer
+    from ensemble.learning.posterior import Posterior
     from ensemble.members import Members
-    from ensemble.posterior import Posterior
-    from ensemble.program import Program
+    from ensemble.program.program import Program
     from ensemble.tasks import Head
 
 Covariance = Literal["auto", "full", "kron"]
@@ -122,7 +122,7 @@ class Laplace(Learned, name="laplace"):
         return Members(count, shared, stacked)
 
     def _posterior(self, layer: Layer, head: Head, noise_variance: float | None, material: Material) -> Posterior:
-        from ensemble.posterior import MOST_FULL, Posterior
+        from ensemble.learning.posterior import MOST_FULL, Posterior
 
         weights = sum(material.weights[name].numel() for name in layer.weights)
         full = self.covariance == "full" or (self.covariance == "auto" and weights <= MOST_FULL)
@@ -138,7 +138,7 @@ class Laplace(Learned, name="laplace"):
         Raises:
             RecipeError: what the recipe needs is missing.
         """
-        from ensemble.posterior import residual_variance
+        from ensemble.learning.posterior import residual_variance
         from ensemble.tasks import heads
 
         if material.task == "raw":
@@ -167,7 +167,7 @@ class Laplace(Learned, name="laplace"):
         Raises:
             RecipeError: there is none, or another was asked for that is none.
         """
-        from ensemble.layers import final, layers, listing
+        from ensemble.learning.layers import final, layers, listing
 
         if program.graph is None:
             raise RecipeError("laplace needs the exported graph: make the ensemble without live=True.")

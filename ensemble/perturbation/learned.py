@@ -13,7 +13,7 @@ from ensemble.perturbation.base import Recipe
 if TYPE_CHECKING:
     from ensemble.data import Data
     from ensemble.members import Members, Progress
-    from ensemble.program import Program, Weights
+    from ensemble.program.program import Program, Weights
     from ensemble.tasks import Task
 
 

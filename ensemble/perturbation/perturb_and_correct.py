@@ -17,9 +17,9 @@ from ensemble.perturbation.learned import Learned, Material
 from ensemble.perturbation.low_rank import LowRank
 
 if TYPE_CHECKING:
-    from ensemble.layers import Layer
+    from ensemble.learning.layers import Layer
     from ensemble.members import Members
-    from ensemble.program import Program
+    from ensemble.program.program import Program
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
         return [name for name in weights if name in self.weights]
 
     def make(self, material: Material) -> Members:
-        from ensemble.correction import corrected
+        from ensemble.learning.correction import corrected
         from ensemble.members import draw
 
         if material.data is None:
@@ -121,7 +121,7 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
         Raises:
             RecipeError: there is none, or another was asked for; the text says which can be chosen.
         """
-        from ensemble.layers import cut, layers, listing
+        from ensemble.learning.layers import cut, layers, listing
 
         if program.graph is None:
             raise RecipeError("perturb_and_correct needs the exported graph: make the ensemble without live=True.")

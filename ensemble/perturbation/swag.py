@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.errors import RecipeError
+from ensemble.learning.snapshots import SwagSnapshots
 from ensemble.memory import require
 from ensemble.perturbation.base import as_patterns, choose
 from ensemble.perturbation.learned import Learned, Material
 from ensemble.random import standard_normal
-from ensemble.snapshots import SwagSnapshots
 
 if TYPE_CHECKING:
     from ensemble.members import Members

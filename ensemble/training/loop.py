@@ -16,7 +16,7 @@ from ensemble.errors import InputError, ModelError, RecipeError
 from ensemble.losses import Loss
 from ensemble.members import Members, Progress
 from ensemble.memory import require
-from ensemble.program import Program
+from ensemble.program.program import Program
 from ensemble.structured import LEFT, RIGHT, factored_program
 from ensemble.training.objective import Objective
 from ensemble.training.rows import MOST_HELD, Rows

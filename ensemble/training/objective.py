@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from ensemble.errors import EnsembledError, InputError
-from ensemble.evaluate import refused, vmappable
-from ensemble.export import first_line
 from ensemble.losses import Loss
-from ensemble.program import Program, Weights
+from ensemble.program.export import first_line
+from ensemble.program.program import Program, Weights
+from ensemble.vectorised import refused, vmappable
 
 # Weights of some members by name, each (members, *shape).
 Stacked = Mapping[str, Tensor]

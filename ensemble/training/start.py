@@ -12,7 +12,7 @@ from ensemble.members import Members
 from ensemble.memory import require
 from ensemble.perturbation.base import Perturbation
 from ensemble.perturbation.factors import Shape
-from ensemble.program import Program, Weights
+from ensemble.program.program import Program, Weights
 from ensemble.random import standard_normal
 from ensemble.structured import LEFT, RIGHT, factorable
 

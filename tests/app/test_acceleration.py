@@ -9,7 +9,7 @@ from app.acceleration import Accelerator
 from app.engine import Engine
 from app.planning import PLAIN, Planning
 from ensemble import MemoryLimitError, ModelError
-from ensemble.optimize import Step
+from ensemble.planning.optimize import Step
 
 
 class Ensemble:

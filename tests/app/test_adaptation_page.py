@@ -63,7 +63,8 @@ def test_its_python_runs(server):
     names: dict = {}
     exec(asking.replace(ADDRESS, f"127.0.0.1:{server.port}"), names)
     assert names["result"]["mean"].shape == (50, 1)
-    assert (names["again"]["mean"] == names["result"]["mean"]).all()
+    # Computed twice, by products of other heights: the last bit may differ.
+    assert names["again"]["mean"] == pytest.approx(names["result"]["mean"], rel=1e-5, abs=1e-6)
     names = {}
     for code in library:
         exec(code, names)

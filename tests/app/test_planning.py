@@ -5,7 +5,7 @@ from app import served
 from app.planning import PLAIN, Planning, batch_sizes, make_plan, steps_for
 from ensemble.backends import openvino
 from ensemble.backends.workshop import Workshop
-from ensemble.optimize import Step
+from ensemble.planning.optimize import Step
 
 converts = pytest.mark.skipif(bool(openvino.missing(torch.device("cpu"))), reason="OpenVINO is not there")
 

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import ensemble
-from ensemble.capture import Captured, capture
+from ensemble.program.capture import Captured, capture
 from tests.scenarios import SCENARIOS, seeded
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ensemble
 from ensemble import adaptive
 from ensemble.adaptive import FIRST, checkpoints
-from ensemble.plan import Plan, Trial, Way
+from ensemble.planning.plan import Plan, Trial, Way
 from tests.scenarios import SCENARIOS, seeded
 
 N, ROWS = 100, 8

@@ -179,7 +179,7 @@ def test_members_that_do_not_fit_are_refused_before_they_are_allocated(victim, m
     stated = json.loads((victim / "manifest.json").read_text())["fingerprint"]
     change_json(victim, "manifest.json", lambda m: m.update(members=2**20))
     refused(victim, "not those that were saved")
-    monkeypatch.setattr("ensemble.stored.fingerprint", lambda *args: stated)
+    monkeypatch.setattr("ensemble.storage.stored.fingerprint", lambda *args: stated)
     monkeypatch.setattr("ensemble.memory.available", lambda device: 2**24)
     with pytest.raises(MemoryLimitError, match=r"1048576 members of .* What would fit: "):
         ensemble.load(victim)

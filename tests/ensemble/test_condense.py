@@ -7,7 +7,7 @@ from torch import nn
 import ensemble
 from ensemble import InputError
 from ensemble.condense import Running, condense
-from ensemble.evaluate import loop
+from ensemble.vectorised import loop
 from tests.scenarios import SCENARIOS, seeded
 
 N, ROWS = 9, 4

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ensemble.capture import capture
 from ensemble.data import Data, first_rows
 from ensemble.errors import InputError
+from ensemble.program.capture import capture
 from ensemble.tasks import heads
 from tests.scenarios import mlp
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ensemble
 from ensemble import ArtifactError, MemoryLimitError
-from ensemble.evaluate import evaluate
+from ensemble.vectorised import evaluate
 from tests.tampering import rehash
 
 

@@ -3,7 +3,7 @@ import torch
 
 import ensemble
 from ensemble import ModelError
-from ensemble.program import TensorSpec
+from ensemble.program.program import TensorSpec
 from ensemble.tasks import Head, heads, sample
 from tests.scenarios import SCENARIOS, seeded
 

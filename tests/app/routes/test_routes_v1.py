@@ -150,7 +150,15 @@ def test_the_list_of_models_and_all_that_is_known_of_one(client, loaded):
     assert about["weight_bytes"] == loaded["classes"].members.nbytes
     assert about["checked_against_loop"]["relative_error"] < 1e-4
     explained = about["parameters"].pop("request_parameters")
-    assert list(explained) == ["members", "tolerance", "confidence_level", "levels", "timeout_seconds", "priority"]
+    assert list(explained) == [
+        "members",
+        "tolerance",
+        "confidence_level",
+        "levels",
+        "timeout_seconds",
+        "priority",
+        "perturbation",
+    ]
     assert explained["members"].endswith(f"1 to {MEMBERS}")
     assert about["parameters"].pop("targets") == [
         {"name": "target", "datatype": "INT64", "shape": [-1], "output": "log_prob"}

@@ -165,7 +165,16 @@ def test_model_metadata(client, loaded, path):
         assert output["shape"] == [-1, *shape]
         assert output["parameters"]["default"] == statistic.default
     explained = about["parameters"].pop("request_parameters")
-    assert list(explained) == ["members", "tolerance", "confidence_level", "levels", "timeout", "priority"]
+    assert list(explained) == [
+        "members",
+        "tolerance",
+        "confidence_level",
+        "levels",
+        "timeout",
+        "priority",
+        "recipe",
+        "seed",
+    ]
     assert explained["members"].endswith(f"1 to {MEMBERS}")
     reasons = about["parameters"].pop("not_fitted")
     assert set(reasons) == {f"{head}.{name}" for head in ("policy", "value") for name in ("ood_score", "abstain")}

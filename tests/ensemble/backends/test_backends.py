@@ -9,7 +9,7 @@ from ensemble import LowRank, ModelError
 from ensemble.backends import BACKENDS, inductor, openvino
 from ensemble.backends.tracing import trace
 from ensemble.backends.worker import build
-from ensemble.optimize import Step
+from ensemble.planning.optimize import Step
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
 from tests.scenarios import SCENARIOS, seeded

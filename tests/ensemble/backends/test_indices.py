@@ -5,8 +5,8 @@ from torch import nn
 import ensemble
 from ensemble import Gaussian, LowRank
 from ensemble.backends import openvino
-from ensemble.optimize import Step
-from tests.ensemble.test_runner import as_if_fastest
+from ensemble.planning.optimize import Step
+from tests.ensemble.planning.test_runner import as_if_fastest
 
 pytestmark = pytest.mark.skipif(bool(openvino.missing(torch.device("cpu"))), reason="OpenVINO is not there")
 

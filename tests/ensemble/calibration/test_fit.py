@@ -15,8 +15,8 @@ import ensemble
 from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, RecipeError, fit
 from ensemble.calibration.families import families
 from ensemble.calibration.fit import tried_members
-from ensemble.capture import capture
 from ensemble.perturbation import Learned, Perturbation, Recipe
+from ensemble.program.capture import capture
 
 STATIC = ["gaussian", "rank1"]
 

@@ -6,7 +6,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ensemble import Calibration, ModelError
 from ensemble.calibration.likelihood import row_log_likelihood
-from ensemble.program import TensorSpec
+from ensemble.program.program import TensorSpec
 from ensemble.tasks import heads
 
 SPEC = (TensorSpec("y", torch.float32, (-1, 2)), TensorSpec("v", torch.float32, (-1, 2)))

@@ -13,7 +13,7 @@ from tests.scenarios import mlp
 def shifted(monkeypatch):
     """A recipe that someone else wrote."""
     monkeypatch.setattr(Recipe, "known", dict(Recipe.known))
-    monkeypatch.setattr("ensemble.manifest.recipes", Recipe.known)
+    monkeypatch.setattr("ensemble.storage.manifest.recipes", Recipe.known)
 
     @dataclass(frozen=True)
     class Shift(Perturbation, name="shift"):

@@ -227,8 +227,8 @@ def test_the_noise_of_a_regression_is_taken_from_the_targets():
 def test_a_member_depends_neither_on_the_others_nor_on_how_the_data_are_passed(monkeypatch):
     model, x = Together().double(), rows()
     few, many = (ensemble.perturb(model, Laplace(), members=n, data=x, seed=3, task="gaussian") for n in (3, 50))
-    monkeypatch.setattr("ensemble.posterior._MOST_ROWS", 7)
-    monkeypatch.setattr("ensemble.posterior._BATCH_BYTES", 2000)
+    monkeypatch.setattr("ensemble.learning.posterior._MOST_ROWS", 7)
+    monkeypatch.setattr("ensemble.learning.posterior._BATCH_BYTES", 2000)
     monkeypatch.setattr("ensemble.perturbation.laplace._SLICE_BYTES", 2000)
     seen = []
     streamed = ensemble.perturb(

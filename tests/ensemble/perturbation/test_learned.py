@@ -20,7 +20,7 @@ from tests.tampering import change_json
 def centred(monkeypatch):
     """A recipe that someone else wrote: factors on matrices, vectors moved by the mean of what it was given."""
     monkeypatch.setattr(Recipe, "known", dict(Recipe.known))
-    monkeypatch.setattr("ensemble.manifest.recipes", Recipe.known)
+    monkeypatch.setattr("ensemble.storage.manifest.recipes", Recipe.known)
 
     @dataclass(frozen=True)
     class Centred(Learned, name="centred"):

@@ -7,7 +7,7 @@ from torch import nn
 
 import ensemble
 from ensemble import PerturbAndCorrect, RecipeError
-from ensemble.capture import capture
+from ensemble.program.capture import capture
 from tests.reference import alone, call, tensors, worst
 from tests.scenarios import SCENARIOS, mlp, seeded
 
@@ -79,9 +79,9 @@ def test_a_member_depends_neither_on_the_others_nor_on_how_the_data_are_passed(m
     model, x, recipe = network(), points(50), PerturbAndCorrect(scale=0.5)
     few = ensemble.perturb(model, recipe, members=3, data=x, seed=7)
     many = ensemble.perturb(model, recipe, members=20, data=x, seed=7)
-    monkeypatch.setattr("ensemble.correction._MOST_ROWS", 7)
-    monkeypatch.setattr("ensemble.correction._BATCH_BYTES", 20_000)
-    monkeypatch.setattr("ensemble.correction._EQUATIONS_BYTES", 150_000)
+    monkeypatch.setattr("ensemble.learning.correction._MOST_ROWS", 7)
+    monkeypatch.setattr("ensemble.learning.correction._BATCH_BYTES", 20_000)
+    monkeypatch.setattr("ensemble.learning.correction._EQUATIONS_BYTES", 150_000)
     seen = []
     streamed = ensemble.perturb(model, recipe, members=20, data=x, seed=7, progress=lambda *at: seen.append(at))
     # More than one group of members, each over batches of seven rows.

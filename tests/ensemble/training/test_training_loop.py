@@ -9,10 +9,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import ensemble
-from ensemble.capture import capture
 from ensemble.data import Data
 from ensemble.losses import negative_log_likelihood
 from ensemble.members import Members
+from ensemble.program.capture import capture
 from ensemble.structured import LEFT, RIGHT
 from ensemble.tasks import heads
 from ensemble.training import Rows, Schedule, steps_within, train

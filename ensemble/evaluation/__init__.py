@@ -1,0 +1,1 @@
+"""How good an ensemble's predictions are, judged on rows with targets."""

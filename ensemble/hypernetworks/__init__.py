@@ -1,0 +1,1 @@
+"""Members, or every row's own model, whose weights another network generates."""

@@ -1,0 +1,1 @@
+"""What recipes solve from data in closed form: layers and their inputs, least squares, posteriors, snapshots."""

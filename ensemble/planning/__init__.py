@@ -1,0 +1,1 @@
+"""Which way of running is fastest on this machine, measured, checked against the loop, and kept."""

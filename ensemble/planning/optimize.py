@@ -1,0 +1,205 @@
+"""From an ensemble to its plan: what is tried, in which order, and how a plan is kept for the next time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from ensemble.backends import BACKENDS
+from ensemble.backends.job import digest
+from ensemble.backends.workshop import Workshop
+from ensemble.errors import EnsembledError, MemoryLimitError
+from ensemble.members import Members
+from ensemble.planning.plan import Plan, Trial
+from ensemble.planning.runner import Compiled, Runner
+from ensemble.program.program import Program
+
+log = logging.getLogger("ensemble.planning.optimize")
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+# Activations of one call: as many as a machine can spare, and as many as stay in a processor's cache.
+_MOST_BYTES = 1 * 2**30
+_CACHE_BYTES = 32 * 2**20
+_KERNEL_BYTES = 16 * 2**20
+# Calls that one batch may be divided into, each compiled for its own members.
+_MOST_CHUNKS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call that is worth compiling.
+
+    Attributes:
+        kind: the backend.
+        rows, chunk: what it takes.
+        precision: in which it computes.
+    """
+
+    kind: str
+    rows: int
+    chunk: int
+    precision: str
+
+    @property
+    def family(self) -> str:
+        """The calls that are not tried any more when this one fails: the backend's in this precision."""
+        return self.kind if self.precision == "float32" else f"{self.kind} in {self.precision}"
+
+    def __str__(self) -> str:
+        precision = "" if self.precision == "float32" else f" in {self.precision}"
+        return f"{self.kind} for {self.rows} rows and {self.chunk} members at a time{precision}"
+
+
+def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> list[Step]:
+    """What to compile for batches of these sizes, the most promising first.
+
+    Args:
+        runner: of the ensemble.
+        rows: batch sizes, the most important first.
+        precision: the least that is good enough.
+    """
+    if runner.program.live:
+        return []
+    found = []
+    for kind, backend in BACKENDS.items():
+        if backend.missing(runner.device):
+            continue
+        precisions = [p for p in backend.PRECISIONS if p in ("float32", precision)]
+        for size in rows:
+            chunks = _chunks(backend.ANY_MEMBERS, runner.program, runner.members, size)
+            found += [Step(kind, size, chunk, precision) for chunk in chunks for precision in precisions]
+    return found
+
+
+def _chunks(any_members: bool, program: Program, members: Members, rows: int) -> list[int]:
+    per_member = max(1, program.activation_bytes * rows)
+    fitting = _fitting(members.count, (_KERNEL_BYTES if any_members else _CACHE_BYTES) // per_member)
+    if any_members:
+        # Smaller chunks cost calls only.
+        return [fitting]
+    whole = _fitting(members.count, _MOST_BYTES // per_member)
+    return [chunk for chunk in dict.fromkeys((whole, fitting)) if members.count // chunk <= _MOST_CHUNKS]
+
+
+def _fitting(members: int, most: int) -> int:
+    """The largest divisor of all members that is not over a bound."""
+    return max(size for size in range(1, members + 1) if members % size == 0 and size <= max(1, most))
+
+
+def missing(device: torch.device) -> dict[str, str]:
+    """Backends that cannot be used on a device, and why; those of other devices are left out."""
+    native = {kind: backend for kind, backend in BACKENDS.items() if backend.DEVICE in ("", device.type)}
+    reasons = {kind: backend.missing(device) for kind, backend in native.items()}
+    return {kind: reason for kind, reason in reasons.items() if reason}
+
+
+class Course:
+    """What became of the steps so far, and so which of the others are worth a try: a backend that failed in a precision
+    is not asked again.
+
+    Args:
+        failed: backends that cannot be used, and why.
+
+    Attributes:
+        failed: the same, and those that failed since.
+        complete: whether neither time nor memory was lacking, which may be there another time.
+    """
+
+    def __init__(self, failed: Mapping[str, str]) -> None:
+        self.failed = dict(failed)
+        self.complete = True
+
+    def wants(self, step: Step) -> bool:
+        """Whether a step is worth a try."""
+        return step.kind not in self.failed and step.family not in self.failed
+
+    def late(self, step: Step) -> None:
+        """No time is left for a step."""
+        self.failed[step.family] = f"no time was left for {step}"
+        self.complete = False
+
+    def fail(self, step: Step, error: EnsembledError, *, late: bool = False) -> None:
+        """A step failed; ``late`` if because its time was cut short."""
+        self.failed[step.family] = str(error)
+        self.complete = self.complete and not late and not isinstance(error, MemoryLimitError)
+
+
+def follow(
+    runner: Runner,
+    todo: Sequence[Step],
+    *,
+    compile: Callable[[Step, float], Compiled],
+    adopt: Callable[[Compiled], bool],
+    seconds: float,
+    progress: Callable[[str], None] | None = None,
+) -> bool:
+    """Compile what is worth it and use what is fastest; a backend that fails once is not asked again.
+
+    Args:
+        runner: of the ensemble; its plan tells afterwards what failed and why.
+        todo: what to compile.
+        compile, adopt: how; ``compile`` is told how many seconds are left for it.
+        seconds: after which no further step is begun.
+        progress: called with each step in words before it is begun.
+
+    Returns:
+        Whether every step came to an end; False if time or memory was lacking, which may be there another time.
+    """
+    begun, course = time.perf_counter(), Course(missing(runner.device))
+    for step in todo:
+        if not course.wants(step):
+            continue
+        left = seconds - (time.perf_counter() - begun)
+        if left < 0:
+            course.late(step)
+            continue
+        if progress:
+            progress(str(step))
+        try:
+            adopt(compile(step, left))
+        except EnsembledError as error:
+            course.fail(step, error, late=time.perf_counter() - begun > seconds)
+    runner.note_failures(course.failed)
+    return course.complete
+
+
+def key_of(runner: Runner, rows: Sequence[int], precision: str, inputs: Sequence[torch.Tensor]) -> str:
+    """A name for the plan of ensembles like this one, on this machine, with these versions and settings."""
+    job = runner.job("plan", inputs, runner.members.count)
+    # A backend that has become available since is to be tried.
+    settings = [list(rows), precision, torch.get_num_threads(), sorted(missing(runner.device))]
+    return "plan-" + digest(json.dumps([job.to_json(), *settings]))
+
+
+def remember(runner: Runner, workshop: Workshop, key: str) -> None:
+    """Keep the plan for the next time."""
+    if runner.plan is not None:
+        workshop.remember(key, runner.plan.to_json())
+
+
+def recall(runner: Runner, workshop: Workshop, key: str) -> list[Step] | None:
+    """Use a plan that was kept.
+
+    Returns:
+        What was compiled for it and is there, to be adopted; None if no plan was kept, or one that does not fit.
+    """
+    plan = Plan.from_json(workshop.recall(key))
+    if plan is None:
+        return None
+    count = runner.members.count
+    if not all(0 <= trial.chunk <= count for way in plan.ways for trial in way.trials):
+        return None
+    wanted = dict.fromkeys(way.best for way in plan.ways if way.best.compiled)
+    runner.start_from(dataclasses.replace(plan, ways=tuple(way.without_compiled() for way in plan.ways)))
+    return [_step(trial) for trial in wanted if trial.kind in BACKENDS]
+
+
+def _step(trial: Trial) -> Step:
+    return Step(trial.kind, trial.rows, trial.chunk, trial.precision)

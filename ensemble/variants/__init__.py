@@ -1,0 +1,1 @@
+"""Members that a request brings: of another recipe or seed, or with weights of its own."""
