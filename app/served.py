@@ -18,7 +18,7 @@ from app.errors import BadRequest, Unavailable
 from app.planning import PLAIN, Planning, Progress, batch_sizes, make_plan
 from app.protocol import Question, TensorSpec
 from ensemble.data import checked_targets
-from ensemble.statistics.table import CONFIDENCE_LEVEL, LEVELS
+from ensemble.statistics.statistic import CONFIDENCE_LEVEL, LEVELS
 
 DATATYPES = {
     torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",

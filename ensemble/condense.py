@@ -15,7 +15,7 @@ from torch import Tensor
 from ensemble import losses
 from ensemble.errors import InputError
 from ensemble.statistics.moments import Moments
-from ensemble.statistics.table import Asked
+from ensemble.statistics.statistic import Asked
 from ensemble.tasks import Head, Sample, sample
 
 

@@ -14,8 +14,8 @@ from ensemble.calibration.state import Calibration
 from ensemble.data import checked_targets
 from ensemble.errors import InputError
 from ensemble.prediction import qualified
-from ensemble.statistics import table
-from ensemble.statistics.table import Asked, Statistic
+from ensemble.statistics.available import FITTED, available, check, unavailable
+from ensemble.statistics.statistic import CONFIDENCE_LEVEL, LEVELS, Asked, Statistic
 from ensemble.tasks import Head, Task
 
 
@@ -37,15 +37,15 @@ class Outputs:
 
     @cached_property
     def _having(self) -> dict[str, Statistic]:
-        return {s.name: s for s in table.available(self.task, self.noise_variance, self.calibration)}
+        return {s.name: s for s in available(self.task, self.noise_variance, self.calibration)}
 
     @cached_property
     def _lacking(self) -> dict[str, str]:
-        found = table.unavailable(self.task, self.noise_variance, self.calibration)
+        found = unavailable(self.task, self.noise_variance, self.calibration)
         if len(self.heads) == 1:
             return found
         several = "is not there for a model with several outputs; make an ensemble for each of them, and fit that."
-        return {name: f"{name} {several}" if name in table.FITTED else why for name, why in found.items()}
+        return {name: f"{name} {several}" if name in FITTED else why for name, why in found.items()}
 
     @cached_property
     def _defaults(self) -> tuple[tuple[Head, tuple[Statistic, ...]], ...]:
@@ -93,7 +93,7 @@ class Outputs:
         return tuple((head, self._checked(asked[head.name])) for head in self.heads if head.name in asked)
 
     def _checked(self, names: Sequence[str]) -> tuple[Statistic, ...]:
-        table.check(names, self._having, self._lacking, self.task)
+        check(names, self._having, self._lacking, self.task)
         return tuple(self._having[name] for name in dict.fromkeys(names))
 
     def asked(
@@ -121,7 +121,7 @@ class Outputs:
             InputError: levels that are none, a target that does not fit, is missing or is not asked about.
         """
         statistics = self.resolve(names)
-        fitted = table.CONFIDENCE_LEVEL if self.calibration is None else self.calibration.confidence_level
+        fitted = CONFIDENCE_LEVEL if self.calibration is None else self.calibration.confidence_level
         return Asked(
             self.task,
             self.heads,
@@ -130,7 +130,7 @@ class Outputs:
             self.calibration,
             mixture,
             fitted if confidence_level is None else checked_level(confidence_level),
-            table.LEVELS if levels is None else checked_levels(levels),
+            LEVELS if levels is None else checked_levels(levels),
             self._targets([head for head, some in statistics if any("target" in s.uses for s in some)], target, rows),
         )
 

@@ -5,8 +5,10 @@ classifier's member gives probabilities p_i, a regressor's μ_i, and σ_i² wher
 noise variance is known. "The mean over members" is always Σ w_i. Entropies and logarithms are natural.
 """
 
+from ensemble.statistics.available import available, resolve
 from ensemble.statistics.mixture import quantiles
 from ensemble.statistics.moments import Moments, entropy
-from ensemble.statistics.table import STATISTICS, Asked, Statistic, available, resolve
+from ensemble.statistics.statistic import Asked, Statistic
+from ensemble.statistics.table import STATISTICS
 
 __all__ = ["STATISTICS", "Asked", "Moments", "Statistic", "available", "entropy", "quantiles", "resolve"]

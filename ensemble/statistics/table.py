@@ -2,85 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ensemble.calibration import conformal
 from ensemble.calibration.state import Calibration
-from ensemble.errors import StatisticError
 from ensemble.statistics.mixture import quantiles
 from ensemble.statistics.moments import Moments, entropy
-from ensemble.tasks import Head, Task
-
-# What only fitting can give.
-FITTED = ("prediction_interval", "prediction_set", "ood_score", "abstain")
-CONFIDENCE_LEVEL = 0.9
-LEVELS = (0.05, 0.5, 0.95)
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What is asked of an ensemble, and all that is needed to answer it from its members' outputs.
-
-    Args:
-        task, heads: what the outputs mean, and every prediction that the model makes.
-        statistics: which of which heads.
-        noise_variance: of a regression, target²; None if it is not known.
-        calibration: what was fitted; None if nothing was.
-        mixture: weights of the members, (N,) float64, in the order in which they are evaluated; equal by default.
-        confidence_level: of intervals and sets.
-        levels: of quantiles.
-        targets: by the name of the head, what :func:`~ensemble.data.checked_targets` gives, on any device.
-    """
-
-    task: Task
-    heads: tuple[Head, ...]
-    statistics: tuple[tuple[Head, tuple[Statistic, ...]], ...]
-    noise_variance: float | None = None
-    calibration: Calibration | None = None
-    mixture: Tensor | None = None
-    confidence_level: float = CONFIDENCE_LEVEL
-    levels: tuple[float, ...] = LEVELS
-    targets: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """One named output.
-
-    Args:
-        name: as it is asked for.
-        description: what it is, with its formula.
-        unit: of the values; "target" stands for the unit of the model's target.
-        tasks: which tasks have it.
-        needs: the moments that it is computed from.
-        finish: moments, what is asked -> (batch, ...).
-        shape: trailing shape of the model's output -> trailing shape of the statistic, -1 for a size that depends on
-            what is asked: the members, the levels.
-        dtype: of the values.
-        default: part of the default set.
-        uses: what a request may say about it: "confidence_level", "levels", "target".
-    """
-
-    name: str
-    description: str
-    unit: str
-    tasks: tuple[Task, ...]
-    needs: tuple[str, ...]
-    finish: Callable[[Moments, Asked], Tensor]
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda trailing: trailing
-    dtype: torch.dtype = torch.float32
-    default: bool = False
-    uses: tuple[str, ...] = ()
-
-    @property
-    def keeps_members(self) -> bool:
-        """Whether every member's output is kept until the last one was seen."""
-        return bool({"values", "variances"} & set(self.needs))
-
+from ensemble.statistics.statistic import Asked, Statistic
+from ensemble.tasks import Task
 
 _ALL: tuple[Task, ...] = ("classification", "regression", "gaussian", "raw")
 _CLASSES: tuple[Task, ...] = ("classification",)
@@ -188,7 +120,7 @@ def _abstain(m: Moments, asked: Asked) -> Tensor:
     return ~answered
 
 
-_TABLE = (
+TABLE = (
     Statistic("label", "argmax of mean: the class with the highest probability; −1 where mean is no number",
               "class index", _CLASSES,
               ("mean",), _label, _per_row, torch.int64, default=True),
@@ -247,112 +179,4 @@ _TABLE = (
               lambda m, _: m.every("variances"), _per_member),
 )  # fmt: skip
 
-STATISTICS: Mapping[str, Statistic] = {statistic.name: statistic for statistic in _TABLE}
-
-_NO_NOISE = (
-    "{name} of a regression needs its noise variance, which this ensemble does not know; give noise_variance= when it "
-    "is made, or have ensemble.fit() find it."
-)
-_NOT_FITTED = (
-    "{name} was not fitted: it takes data that the members were not made from. Make the ensemble with "
-    "ensemble.fit(model, (inputs, targets), task=...), or `ensembled build --data`."
-)
-
-
-def available(
-    task: Task, noise_variance: float | None = None, calibration: Calibration | None = None
-) -> list[Statistic]:
-    """The statistics that an ensemble has, in the order in which they are listed everywhere, with what was fitted.
-
-    Args:
-        task, noise_variance, calibration: the ensemble's.
-    """
-    return [
-        _with_what_was_fitted(s, calibration)
-        for s in _TABLE
-        if task in s.tasks and _lacking(s, task, noise_variance, calibration) is None
-    ]
-
-
-def unavailable(
-    task: Task, noise_variance: float | None = None, calibration: Calibration | None = None
-) -> dict[str, str]:
-    """The statistics that an ensemble of this task would have if more were known of it: by name, what to do."""
-    return {
-        s.name: why
-        for s in _TABLE
-        if task in s.tasks and (why := _lacking(s, task, noise_variance, calibration)) is not None
-    }
-
-
-def check(names: Sequence[str] | None, having: Mapping[str, Statistic], lacking: Mapping[str, str], task: Task) -> None:
-    """That names are those of statistics that there are.
-
-    Args:
-        names: None for the default ones.
-        having, lacking: what :func:`available` and :func:`unavailable` gave, by name.
-
-    Raises:
-        StatisticError: an unknown name, one that the task does not have, or one that was not fitted.
-    """
-    if names is None:
-        return
-    if isinstance(names, str):
-        raise StatisticError(f"statistics must be a list of names, such as [{names!r}].")
-    if not names:
-        raise StatisticError(f"statistics must name at least one of {', '.join(having)}.")
-    for name in names:
-        if name in lacking:
-            raise StatisticError(lacking[name])
-        if name not in having:
-            why = f"which {task} does not have" if name in STATISTICS else "which does not exist"
-            raise StatisticError(f"Asked for {str(name)[:60]!r}, {why}; there are {', '.join(having)}.")
-
-
-def resolve(
-    names: Sequence[str] | None,
-    task: Task,
-    noise_variance: float | None = None,
-    calibration: Calibration | None = None,
-) -> list[Statistic]:
-    """The statistics of these names, the default ones for None.
-
-    Raises:
-        StatisticError: as :func:`check` does.
-    """
-    having = {s.name: s for s in available(task, noise_variance, calibration)}
-    check(names, having, unavailable(task, noise_variance, calibration), task)
-    if names is None:
-        return [s for s in having.values() if s.default]
-    return [having[name] for name in dict.fromkeys(names)]
-
-
-def _lacking(
-    statistic: Statistic, task: Task, noise_variance: float | None, calibration: Calibration | None
-) -> str | None:
-    """Why an ensemble of a task that has it does not have it; None if it does."""
-    fitted = calibration or Calibration()
-    name = statistic.name
-    noisy = task != "regression" or noise_variance is not None or fitted.noise_variances is not None
-    if name in ("aleatoric_variance", "log_prob") and not noisy:
-        return _NO_NOISE.format(name=name)
-    given = {
-        "prediction_interval": fitted.interval_scores,
-        "prediction_set": fitted.set_scores,
-        "ood_score": fitted.epistemic,
-        "abstain": fitted.abstain_above,
-    }
-    return _NOT_FITTED.format(name=name) if name in given and given[name] is None else None
-
-
-def _with_what_was_fitted(statistic: Statistic, calibration: Calibration | None) -> Statistic:
-    """The same statistic with what it needs, and its description with what it was fitted on."""
-    if calibration is None:
-        return statistic
-    words, needs = calibration.words(statistic.name), statistic.needs
-    if statistic.name == "prediction_interval" and calibration.interval_score == "cqr":
-        needs = ("values", "variances")
-    if not words and needs == statistic.needs:
-        return statistic
-    description = f"{statistic.description} ({words})" if words else statistic.description
-    return dataclasses.replace(statistic, needs=needs, description=description)
+STATISTICS: Mapping[str, Statistic] = {statistic.name: statistic for statistic in TABLE}

@@ -14,7 +14,7 @@ from torch import nn
 import ensemble
 from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, RecipeError, fit
 from ensemble.calibration.families import families
-from ensemble.calibration.fit import tried_members
+from ensemble.calibration.search import tried_members
 from ensemble.perturbation import Learned, Perturbation, Recipe
 from ensemble.program.capture import capture
 
