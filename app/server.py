@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
@@ -28,7 +29,7 @@ from app import tracing
 from app.connection import Limits, connections_within
 from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.keys import Keys, keys_of
-from app.middleware import Authentication, BodyLimit, Compression, Held, Hosts, Inflation, Observation
+from app.middleware import Authentication, BodyLimit, Compression, Direct, Held, Hosts, Inflation, Observation
 from app.middleware.answer import error_response
 from app.open_files import allow_open_files
 from app.openapi import document
@@ -98,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         return RedirectResponse("/docs")
 
     held = Held(settings.max_bodies)
-    _complete(app, service, keys, traces, held)
+    _complete(app, service, keys, traces, held, [*_inferring(v1.router), *_inferring(v2.router)])
     app.state.ports = []
     for name, router, wanted, host, number in _beside_the_models(settings):
         if not wanted:
@@ -116,6 +117,12 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _inferring(router: APIRouter) -> Iterator[APIRoute]:
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.path.endswith(("/predict", "/infer")):
+            yield route
+
+
 def _beside_the_models(settings: Settings) -> Iterator[tuple[str, APIRouter, bool, str | None, int | None]]:
     """Of each: its name, what it serves, whether it is wanted, and where; no port is that of the models."""
     # It says itself that it is switched off, and how that is changed.
@@ -123,12 +130,20 @@ def _beside_the_models(settings: Settings) -> Iterator[tuple[str, APIRouter, boo
     yield "metrics", metrics.router, settings.metrics, settings.metrics_host, settings.metrics_port
 
 
-def _complete(app: FastAPI, service: Service, keys: Keys, traces: tracing.Tracing | None, held: Held) -> None:
+def _complete(
+    app: FastAPI,
+    service: Service,
+    keys: Keys,
+    traces: tracing.Tracing | None,
+    held: Held,
+    direct: Sequence[APIRoute] = (),
+) -> None:
     """What every port has in common: how errors are answered, and what a request passes on its way."""
     app.state.service = service
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     # The last one that is added is the first one that a request meets.
+    app.add_middleware(Direct, routes=direct)
     app.add_middleware(Compression, endings=("/infer", "/predict", "/adapt"))
     # Outside of it stands what limits the bytes that are sent.
     app.add_middleware(Inflation, limit=service.settings.max_inflated_body)
