@@ -166,6 +166,7 @@ def test_the_list_of_models_and_all_that_is_known_of_one(client, loaded):
     reasons = about["parameters"].pop("not_fitted")
     assert list(reasons) == ["prediction_set", "ood_score", "abstain"]
     assert all("ensembled build --data" in reason for reason in reasons.values())
+    assert {"recipe", "seed", "members", "scale"} <= set(about["parameters"].pop("perturbation_parameters"))
     assert about["parameters"] == {"members": MEMBERS, "seed": 2, "task": "classification"}
     assert client.get("/v1/models/nobody").status_code == 404
     assert json.dumps(about)

@@ -178,6 +178,7 @@ def test_model_metadata(client, loaded, path):
     assert explained["members"].endswith(f"1 to {MEMBERS}")
     reasons = about["parameters"].pop("not_fitted")
     assert set(reasons) == {f"{head}.{name}" for head in ("policy", "value") for name in ("ood_score", "abstain")}
+    assert {"recipe", "seed", "members", "scale"} <= set(about["parameters"].pop("perturbation_parameters"))
     assert about["parameters"] == {"members": MEMBERS, "seed": 0, "task": "raw"}
 
 
