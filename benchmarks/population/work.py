@@ -90,8 +90,8 @@ def measure(key: str, members: int, rows: int, repeats: int, looped: int) -> Fou
     parts: list[list[float]] = [[], [], [], []]
     for turn in range(repeats + 1):
         begun = time.perf_counter()
-        for pairs in population._grid(range(members)):
-            population._draw(pairs)
+        for _ in population._drawing(population.step_seed, range(members)):
+            pass
         drawn = time.perf_counter()
         fitness = population.scores(work.score, work.inputs)
         scored = time.perf_counter()

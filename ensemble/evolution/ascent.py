@@ -1,4 +1,4 @@
-"""From the fitness of members to the next weights: shaping, and steps up an estimated gradient."""
+"""Steps up an estimated gradient: from the weights of before to the next."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ensemble.errors import RecipeError
 
-Shaping = Literal["centred_ranks", "z_scores", "raw"]
-SHAPINGS: tuple[Shaping, ...] = get_args(Shaping)
 Optimizer = Literal["sgd", "adam"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 _ADAM_EPSILON = 1e-8
@@ -82,29 +80,6 @@ class Ascent:
                 first[name] = direction = g.add(state.first.get(name, torch.zeros_like(g)), alpha=self.momentum)
             weights[name] = weight + rate * (direction - self.weight_decay * weight)
         return State(state.step + 1, weights, first, second)
-
-
-def shape_fitness(fitness: Tensor, shaping: Shaping) -> Tensor:
-    """Make fitness into what the gradient is estimated with; see :class:`Population`.
-
-    Args:
-        fitness: (N,), finite.
-
-    Returns:
-        (N,) in float64.
-    """
-    fitness = fitness.double()
-    if shaping == "raw":
-        return fitness
-    if shaping == "z_scores":
-        centred = fitness - fitness.mean()
-        deviation = centred.square().mean().sqrt()
-        return centred / deviation if deviation > 0 else centred
-    ordered = fitness.sort().values
-    below = torch.searchsorted(ordered, fitness, side="left")
-    # Of n tied members each has the mean of their n ranks.
-    ranks = (below + torch.searchsorted(ordered, fitness, side="right") - 1) / 2
-    return (ranks / max(1, len(fitness) - 1) - 0.5).double()
 
 
 def _number(value: object) -> bool:

@@ -10,8 +10,6 @@ Source: Salimans et al., arXiv 1703.03864; of low-rank perturbations, EGGROLL, a
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,23 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.errors import InputError, ModelError, RecipeError
-from ensemble.evolution.antithetic import Noise
-from ensemble.evolution.ascent import SHAPINGS, Ascent, Optimizer, Shaping, State, shape_fitness
-from ensemble.members import Members
-from ensemble.perturbation.base import as_patterns
-from ensemble.perturbation.factors import Factors
-from ensemble.perturbation.low_rank import LowRank
-from ensemble.program.capture import capture
-from ensemble.structured import LEFT, RIGHT, factorable, factored_program, structures
+from ensemble.evolution.ascent import Ascent, Optimizer, State
+from ensemble.evolution.checkpoint import from_dict, to_dict
+from ensemble.evolution.drawing import Drawing, step_seed
+from ensemble.evolution.fitness import SHAPINGS, Shaping, checked, shape_fitness
+from ensemble.evolution.network import Network
+from ensemble.evolution.schedule import Schedule, scheduled
 from ensemble.vectorised import evaluate
 
-# A number, or a function of the step.
-Schedule = float | Callable[[int], float]
-
 MAX_MEMBERS = 1 << 24
-# Weights of members that are drawn at a time, and that are kept from the evaluation for the update.
-_DRAWN_BYTES = 32 * 2**20
-_KEPT_BYTES = 256 * 2**20
 
 
 class Population:
@@ -121,25 +111,9 @@ class Population:
         self.rank = rank
         self.shaping: Shaping = shaping
         self._sigma, self._learning_rate = sigma, learning_rate
-        # Its choice of weights and its factors; its scale, which is relative to each weight, plays no part.
-        recipe = LowRank(1, rank=rank, include=as_patterns(include, "include"), exclude=as_patterns(exclude, "exclude"))
-        captured = capture(model, example)
-        trained = {n: captured.weights[n].detach() for n in recipe.select(captured.weights, captured.trainable)}
-        self._noise = Noise(rank, {name: tuple(weight.shape) for name, weight in trained.items()})
-        self._factored, _ = factorable(captured.program, structures(recipe, trained))
-        program = captured.program
-        self._program = factored_program(program, self._factored) if self._factored else program
-        self._aliases = program.aliases
-        self._dtypes = {name: weight.dtype for name, weight in trained.items()}
-        self._fixed = {n: w.detach().clone() for n, w in captured.weights.items() if n not in trained}
-        self._unused = {name: tensor.detach().clone() for name, tensor in captured.unused.items()}
-        self._state_names = captured.state_names
-        self.device = captured.example[0].device
-        # In float32 at least, since most of a small step would be rounded away in a shorter dtype.
-        exact = {n: w.to(torch.promote_types(w.dtype, torch.float32), copy=True) for n, w in trained.items()}
-        self.state = State(0, exact)
-        # Noise of the present step that was drawn to evaluate, by its first pair, kept for the update.
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._network = Network(model, example, rank, include, exclude)
+        self.state = State(0, self._network.start)
+        self._drawing = Drawing(self._network.noise, members // 2, self.device)
         _ = self.sigma, self.learning_rate
 
     def __len__(self) -> int:
@@ -150,6 +124,11 @@ class Population:
         return f"Population({self.count} members around {numbers:,} weights, step {self.step}, seed={self.seed})"
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs: where the example was."""
+        return self._network.device
+
+    @property
     def step(self) -> int:
         """How many updates were made."""
         return self.state.step
@@ -157,18 +136,17 @@ class Population:
     @property
     def sigma(self) -> float:
         """σ of the present step."""
-        return _scheduled("sigma", self._sigma, self.step)
+        return scheduled("sigma", self._sigma, self.step)
 
     @property
     def learning_rate(self) -> float:
         """That of the present step."""
-        return _scheduled("learning_rate", self._learning_rate, self.step)
+        return scheduled("learning_rate", self._learning_rate, self.step)
 
     @property
     def step_seed(self) -> int:
         """What the noise of the present step is drawn from: a function of the seed and the step."""
-        text = f"{self.seed}\0{self.step}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=b"population").digest(), "little") >> 1
+        return step_seed(self.seed, self.step)
 
     def __call__(self, *args: Any, members: range | None = None, chunk: int | None = None, **kwargs: Any) -> Any:
         """Outputs of some of the present step's members, in one vectorised call.
@@ -184,9 +162,9 @@ class Population:
         Raises:
             InputError: inputs that do not fit the signature, or members that there are not.
         """
-        inputs = self._program.bind(args, kwargs, self.device)
+        inputs = self._network.program.bind(args, kwargs, self.device)
         parts = [outputs for _, outputs in self._outputs(inputs, self._range(members), chunk)]
-        return self._program.results.pack([torch.cat(each) for each in zip(*parts, strict=True)])
+        return self._network.program.results.pack([torch.cat(each) for each in zip(*parts, strict=True)])
 
     def scores(
         self,
@@ -209,10 +187,10 @@ class Population:
         Raises:
             InputError: as for a call, or a score of another shape.
         """
-        inputs = self._program.bind(args, kwargs, self.device)
+        inputs = self._network.program.bind(args, kwargs, self.device)
         found = []
         for part, outputs in self._outputs(inputs, self._range(members), chunk):
-            fitness = score(self._program.results.pack(list(outputs)))
+            fitness = score(self._network.program.results.pack(list(outputs)))
             if not isinstance(fitness, Tensor) or tuple(fitness.shape) != (len(part),):
                 shape = list(fitness.shape) if isinstance(fitness, Tensor) else type(fitness).__name__
                 raise InputError(f"score must give a tensor of {len(part)} numbers, one a member, however: {shape}.")
@@ -231,14 +209,13 @@ class Population:
         Raises:
             InputError: another number of scores, or one that is not finite.
         """
-        shaped = shape_fitness(self._checked(fitness), self.shaping)
+        shaped = shape_fitness(checked(fitness, self.count), self.shaping)
         # Antithetic members have the same noise with opposite signs.
         worth = ((shaped[::2] - shaped[1::2]) / (self.count * self.sigma)).to(self.device)
         found = {name: torch.zeros_like(weight) for name, weight in self.state.weights.items()}
-        for pairs in self._grid(range(self.count)):
-            noise = self._draw(pairs)
+        for pairs, noise in self._drawing(self.step_seed, range(self.count)):
             for name, total in found.items():
-                total += self._noise.weighted(name, noise, worth[pairs.start : pairs.stop].to(total.dtype))
+                total += self._network.noise.weighted(name, noise, worth[pairs.start : pairs.stop].to(total.dtype))
         return found
 
     def update(self, fitness: Tensor | Sequence[float]) -> None:
@@ -251,12 +228,10 @@ class Population:
             InputError: another number of scores, or one that is not finite. Nothing has changed then.
         """
         self.state = self._ascent.advance(self.state, self.gradient(fitness), self.learning_rate)
-        self._kept = {}
 
     def weights(self) -> dict[str, Tensor]:
         """The reference weights as a state dict of the model: copies, in the model's dtypes."""
-        every = {**self._unused, **self._fixed, **self._reference()}
-        return {name: every[self._aliases.get(name, name)].clone() for name in self._state_names}
+        return self._network.state_dict(self.state.weights)
 
     def member(self, index: int) -> dict[str, Tensor]:
         """One member of the present step as a state dict of the model.
@@ -264,21 +239,15 @@ class Population:
         Raises:
             InputError: there is no such member.
         """
-        part = self._range(range(index, index + 1))
-        own = {n: t.squeeze(0).to(self._dtypes[n]) for n, t in self._materialised(part, list(self._dtypes)).items()}
-        every = {**self._unused, **self._fixed, **own}
-        return {name: every[self._aliases.get(name, name)].clone() for name in self._state_names}
+        ((pairs, noise),) = self._drawing(self.step_seed, self._range(range(index, index + 1)))
+        return self._network.member(self.state.weights, noise, index - 2 * pairs.start, self.sigma)
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while it trains, and the settings that the noise follows from: numbers, text and tensors.
 
         ``torch.save`` and ``torch.load(..., weights_only=True)`` keep it.
         """
-        tensors = {
-            part: {name: tensor.cpu().clone() for name, tensor in getattr(self.state, part).items()}
-            for part in ("weights", "first", "second")
-        }
-        return {**self._settings(), "step": self.step, **tensors}
+        return to_dict(self.state, self._settings)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`, as if nothing had come between.
@@ -286,33 +255,11 @@ class Population:
         Raises:
             InputError: it is of a population with other settings, or of another model. Nothing has changed then.
         """
-        expected = self._settings()
-        tensors = ("weights", "first", "second")
-        if not isinstance(state, Mapping) or {*expected, "step", *tensors} != set(state):
-            raise InputError(f"The state of a population has {[*expected, 'step', *tensors]}.")
-        if wrong := {name: state[name] for name, value in expected.items() if state[name] != value}:
-            ours = {name: expected[name] for name in wrong}
-            raise InputError(f"The state is of a population with {wrong}; this one has {ours}.")
-        if not _integer(state["step"], 0, 2**62):
-            raise InputError(f"step must be a number of updates, however: {state['step']!r}.")
-        loaded: dict[str, dict[str, Tensor]] = {}
-        for part in tensors:
-            given = state[part]
-            wanted = self.state.weights if part == "weights" or given else {}
-            if not isinstance(given, Mapping) or given.keys() != wanted.keys():
-                raise InputError(f"{part!r} of the state are not those of this model: {sorted(wanted)[:5]}.")
-            for name, tensor in given.items():
-                if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
-                    raise InputError(f"{part!r} of the state: {name!r} must have shape {list(wanted[name].shape)}.")
-            loaded[part] = {n: t.to(self.device, wanted[n].dtype, copy=True) for n, t in given.items()}
-        self.state = State(state["step"], **loaded)
-        self._kept = {}
+        self.state = from_dict(state, self._settings, self.state.weights)
 
+    @property
     def _settings(self) -> dict[str, Any]:
         return {"members": self.count, "seed": self.seed, "rank": self.rank, "optimizer": self._ascent.optimizer}
-
-    def _reference(self) -> dict[str, Tensor]:
-        return {name: weight.to(self._dtypes[name]) for name, weight in self.state.weights.items()}
 
     def _range(self, members: range | None) -> range:
         if members is None:
@@ -322,73 +269,17 @@ class Population:
             raise InputError(f"members must be a range within range(0, {self.count}), however: {members!r}.")
         return members
 
-    def _checked(self, fitness: Tensor | Sequence[float]) -> Tensor:
-        try:
-            found = torch.as_tensor(fitness).detach().to("cpu", torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"fitness must be {self.count} numbers, however: {error}.") from None
-        if tuple(found.shape) != (self.count,):
-            raise InputError(f"fitness must be one number for each of {self.count} members, got {list(found.shape)}.")
-        if not bool(found.isfinite().all()):
-            index = int((~found.isfinite()).nonzero()[0])
-            raise InputError(
-                f"The fitness of member {index} is {float(found[index])}; give a member that failed a low number."
-            )
-        return found
-
-    def _grid(self, members: range) -> Iterator[range]:
-        """The pairs of these members in pieces, always cut at the same places."""
-        size = max(1, _DRAWN_BYTES // max(1, self._noise.nbytes))
-        first, last = members.start // 2, (members.stop - 1) // 2
-        for start in range(first - first % size, last + 1, size):
-            yield range(start, min(start + size, self.count // 2))
-
-    def _draw(self, pairs: range) -> dict[str, Tensor]:
-        if pairs.start not in self._kept:
-            noise = {name: t.to(self.device) for name, t in self._noise.draw(self.step_seed, pairs).items()}
-            if (1 + len(self._kept)) * _DRAWN_BYTES > _KEPT_BYTES:
-                return noise
-            self._kept[pairs.start] = noise
-        return self._kept[pairs.start]
-
-    def _materialised(self, part: range, names: Sequence[str]) -> dict[str, Tensor]:
-        """Full weights of some members, (members, *shape)."""
-        (pairs,) = self._grid(part)
-        noise, found = self._draw(pairs), {}
-        for name in names:
-            weight = self.state.weights[name]
-            both = self._noise.both(name, noise, self.sigma)
-            cut = [t[part.start - 2 * pairs.start : part.stop - 2 * pairs.start].to(weight.dtype) for t in both]
-            found[name] = Factors("additive", *cut).materialise(weight) if len(cut) == 2 else weight + cut[0]
-        return found
-
     def _outputs(
         self, inputs: Sequence[Tensor], members: range, chunk: int | None
     ) -> Iterator[tuple[range, tuple[Tensor, ...]]]:
-        reference = self._reference()
-        dense = [name for name in reference if name not in self._factored]
-        for pairs in self._grid(members):
-            part = range(max(members.start, 2 * pairs.start), min(members.stop, 2 * pairs.stop))
-            noise = self._draw(pairs)
-            stacked = {n: t.to(self._dtypes[n]) for n, t in self._materialised(part, dense).items()}
-            for name in self._factored:
-                for side, factor in zip((LEFT, RIGHT), self._noise.both(name, noise, self.sigma), strict=True):
-                    cut = factor[part.start - 2 * pairs.start : part.stop - 2 * pairs.start]
-                    stacked[name + side] = cut.to(self._dtypes[name])
-            shared = {**self._fixed, **{name: reference[name] for name in self._factored}}
-            start = part.start
-            drawn = Members(len(part), shared, stacked, self._factored)
-            for outputs in evaluate(self._program, drawn, inputs, chunk=chunk):
+        for pairs, noise in self._drawing(self.step_seed, members):
+            first = 2 * pairs.start
+            start, stop = max(members.start, first), min(members.stop, 2 * pairs.stop)
+            some = self._network.members(self.state.weights, noise, slice(start - first, stop - first), self.sigma)
+            for outputs in evaluate(self._network.program, some, inputs, chunk=chunk):
                 stop = start + outputs[0].shape[0]
                 yield range(start, stop), outputs
                 start = stop
-
-
-def _scheduled(name: str, schedule: Schedule, step: int) -> float:
-    value = schedule(step) if callable(schedule) else schedule
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise RecipeError(f"{name} must be a finite number above 0, however: {value!r} at step {step}.")
-    return float(value)
 
 
 def _integer(value: object, least: int, most: int) -> bool:

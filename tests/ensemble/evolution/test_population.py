@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 import ensemble
-import ensemble.evolution.population
+import ensemble.evolution.drawing
+import ensemble.evolution.network
 from ensemble import Population
 from ensemble.errors import InputError, RecipeError
+from ensemble.evolution.fitness import shape_fitness
 
 
 class Mixed(nn.Module):
@@ -41,13 +43,11 @@ SETTINGS = {"members": 16, "sigma": 0.1, "learning_rate": 0.3, "rank": 2, "seed"
 @pytest.fixture(autouse=True, scope="module")
 def _captured_once():
     """Export takes a second, and Mixed is always the same."""
-    capture = ensemble.evolution.population.capture
+    capture = ensemble.evolution.network.capture
     found = capture(model(), X)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ensemble.evolution.population,
-            "capture",
-            lambda m, example: found if type(m) is Mixed else capture(m, example),
+            ensemble.evolution.network, "capture", lambda m, example: found if type(m) is Mixed else capture(m, example)
         )
         yield
 
@@ -100,7 +100,7 @@ def test_the_update_is_that_of_the_dense_members(shaping):
     population = Population(model(), **SETTINGS, shaping=shaping, weight_decay=0.2)
     fitness, before = fitness_of(), population.weights()
     members = [population.member(index) for index in range(16)]
-    shaped = ensemble.evolution.population.shape_fitness(fitness, shaping)
+    shaped = shape_fitness(fitness, shaping)
     population.update(fitness)
     after = population.weights()
     for name in ("conv.weight", "conv.bias", "out.weight", "out.bias", "added"):
@@ -115,12 +115,13 @@ def test_the_update_is_that_of_the_dense_members(shaping):
 
 def test_noise_that_is_drawn_in_pieces_is_the_same(population, monkeypatch):
     whole, gradient = population(X), population.gradient(fitness_of())
-    monkeypatch.setattr(ensemble.evolution.population, "_DRAWN_BYTES", 3 * population._noise.nbytes)
-    monkeypatch.setattr(ensemble.evolution.population, "_KEPT_BYTES", 7 * population._noise.nbytes)
+    pair = population._network.noise.nbytes
+    monkeypatch.setattr(ensemble.evolution.drawing, "_DRAWN_BYTES", 3 * pair)
+    monkeypatch.setattr(ensemble.evolution.drawing, "_KEPT_BYTES", 7 * pair)
     again = Population(model(), **SETTINGS)
     assert torch.allclose(again(X), whole, atol=1e-6)
     assert torch.allclose(again(X, members=range(5, 14)), whole[5:14], atol=1e-6)
-    assert len(again._kept) == 2
+    assert all(torch.allclose(again.member(9)[n], w, atol=1e-6) for n, w in population.member(9).items())
     for name, value in again.gradient(fitness_of()).items():
         assert torch.allclose(value, gradient[name], atol=1e-5)
 
