@@ -25,7 +25,7 @@ serve: models/digits/1 ## build the example if it is not there, and serve it on 
 
 test: $(VENV)/dev ## run the whole test suite
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 example: models/digits/1 ## build the example only
 
