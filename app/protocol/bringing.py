@@ -150,7 +150,8 @@ class Bringable:
         settings = ", ".join(sorted(self.settings))
         return {
             "recipe": "members of another recipe, drawn from the trained weights for this request; what is not given "
-            f"is as in the model's own recipe. Settings of recipes are parameters too: {settings}",
+            "is as in the model's own recipe, and what was fitted to the model's own members is not used. Settings of "
+            f"recipes are parameters too: {settings}; several patterns are one text with commas",
             "seed": "that the members are drawn from, whether recipe is given or not; then members is how many: "
             f"1 to {self.members}",
         }

@@ -1,19 +1,13 @@
-"""Members that requests bring: of a perturbation that they ask for, or of weights that come with them.
-
-What a request brings is checked when it comes, from names and shapes, and becomes an :class:`Own`, which the batcher
-hands through to the call. Requests whose members have the same kind share calls, each with its own; those that ask for
-the very same perturbation are one variant in it. Drawn members are kept for a while, given ones never.
-"""
+"""What requests to one model bring: checked when they come, and evaluated together."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import weakref
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,85 +16,32 @@ from torch import Tensor
 import ensemble
 from app.batching import Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest
-from app.protocol import Bringable, InferRequest, Perturbed, Question, WeightSpec
-from app.served import DATATYPES, Served, is_out_of_memory, to_tensor
+from app.protocol import InferRequest, Perturbed, Question
+from app.served import Served, is_out_of_memory, to_tensor
+from app.variants.kept import Kept
+from app.variants.limits import Limits, bringable
+from app.variants.recipe import recipe_of, told
 from ensemble.memory import human
-from ensemble.perturbation import recipes
-from ensemble.variants.variants import Kind
+from ensemble.variants.kind import Kind
 
 # Bytes of weights that are looked at where requests are received; more, or of a new kind, on another thread.
 _QUICK_BYTES = 2**18
 # Kinds of perturbations and weights that are known to be quick.
 _MOST_KNOWN = 4096
+# Own weights of a variant that shares calls with others. To make larger ones takes long, others would wait for all of
+# them, and being together gains them little.
+_SHARING_BYTES = 2 * 2**20
 # Own weights of the variants of a call that are made at once, beside those that are kept.
 _AT_ONCE_BYTES = 128 * 2**20
-# Recipes within recipes are no single values.
-_NOT_SETTABLE = frozenset({"parts", "weights", "recipe"})
-_NOT_PERMITTED = "this service permits no perturbations in requests (--max-perturbed-members is 0)"
-_NO_WEIGHTS = "this service permits no weights in requests (--allow-weights)"
 _OWN = "the model's own members"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What requests may bring.
+class Drawn(NamedTuple):
+    """What members are drawn from; equal ones are the same members."""
 
-    Attributes:
-        members: of a perturbation, or of weights.
-        perturbed_bytes: own weights of a perturbation.
-        kept_bytes: perturbations that are kept, of each model.
-        weights: whether weights may come.
-        weight_bytes: of all weights of a request.
-    """
-
-    members: int = 256
-    perturbed_bytes: int = 32 * 2**20
-    kept_bytes: int = 256 * 2**20
-    weights: bool = False
-    weight_bytes: int = 4 * 2**20
-
-
-class Kept:
-    """Drawn members by what they were drawn from; the least recently used go first. For one thread.
-
-    Args:
-        limit: bytes.
-
-    Attributes:
-        nbytes: of what is kept.
-        hits, misses: how often something was there, or not.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._found: OrderedDict[Any, tuple[dict[str, Tensor], int]] = OrderedDict()
-        self.nbytes = self.hits = self.misses = 0
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def described(self) -> dict[str, int]:
-        """How many there are, and how often they helped."""
-        return {"count": len(self), "bytes": self.nbytes, "hits": self.hits, "misses": self.misses}
-
-    def get(self, key: Any) -> dict[str, Tensor] | None:
-        """What is kept under a key, now the most recently used; None if there is nothing."""
-        if key not in self._found:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._found.move_to_end(key)
-        return self._found[key][0]
-
-    def put(self, key: Any, weights: dict[str, Tensor], nbytes: int) -> None:
-        """Keep something, unless it alone is more than the limit."""
-        if nbytes > self._limit or key in self._found:
-            return
-        self._found[key] = weights, nbytes
-        self.nbytes += nbytes
-        while self.nbytes > self._limit:
-            _, (_, size) = self._found.popitem(last=False)
-            self.nbytes -= size
+    recipe: ensemble.Perturbation
+    members: int
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,37 +51,24 @@ class Own:
     Attributes:
         model: what it asks, held until it is answered.
         kind: of its members.
-        key: what its members are drawn from; equal ones are the same members. Of given ones it is unlike any other.
-        given: its weights, if they came with it.
+        source: what they are drawn from, or the weights that came with it, as they were checked.
         details: what the answer says so that it can be replayed.
     """
 
     model: Served
     kind: Kind
-    key: Any
-    given: dict[str, Tensor] | None
+    source: Drawn | dict[str, Tensor]
     details: dict[str, Any]
 
+    @property
+    def key(self) -> Hashable:
+        """Equal for the same members. Of weights that came each is unlike any other."""
+        return self.source if isinstance(self.source, Drawn) else id(self.source)
 
-class Variants:
-    """What requests bring, of every model; of a model that is gone nothing is left.
-
-    Args:
-        limits: of all of them.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._models: weakref.WeakKeyDictionary[Served, ModelVariants] = weakref.WeakKeyDictionary()
-
-    def __len__(self) -> int:
-        return len(self._models)
-
-    def of(self, model: Served) -> ModelVariants:
-        """Those of one model."""
-        if model not in self._models:
-            self._models[model] = ModelVariants(model, self._limits)
-        return self._models[model]
+    @property
+    def sharing(self) -> Hashable:
+        """What it has in common with those that may share its calls."""
+        return self.kind if self.kind.nbytes <= _SHARING_BYTES else (self.kind, self.key)
 
 
 class ModelVariants:
@@ -163,10 +91,10 @@ class ModelVariants:
         self.ensemble = model.ensemble
         self.max_batch = model.max_batch
         self._limits = limits
-        self.bringable = _bringable(model.ensemble, limits)
+        self.bringable = bringable(model.ensemble, limits)
         self.kept = Kept(limits.kept_bytes)
         # What was found out about perturbations but for their seeds; and which shapes of weights were seen.
-        self._known: dict[Perturbed, tuple[ensemble.Perturbation, Kind, dict[str, Any]]] = {}
+        self._known: dict[tuple[Perturbed, tuple[type, ...]], tuple[ensemble.Perturbation, Kind, dict[str, Any]]] = {}
         self._seen: set[Any] = set()
 
     async def own(self, model: Served, request: InferRequest) -> Own | None:
@@ -206,19 +134,22 @@ class ModelVariants:
     async def _perturbed(self, model: Served, asked: Perturbed) -> Own:
         seed = self.ensemble.origin.seed if asked.seed is None else asked.seed
         unseeded = dataclasses.replace(asked, seed=None)
-        found = self._known.get(unseeded)
+        # To Python 1, 1.0 and true are equal.
+        key = unseeded, tuple(type(value) for _, value in asked.settings)
+        found = self._known.get(key)
         if found is None:
             # A graph may be rewritten.
             found = await asyncio.to_thread(self._found_out, unseeded)
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[unseeded] = found
+            self._known[key] = found
         recipe, kind, replay = found
         details = {"seed": seed, "perturbation": {**replay, "seed": seed, "members": kind.count}}
-        return Own(model, kind, (recipe, kind.count, seed), None, details)
+        return Own(model, kind, Drawn(recipe, kind.count, seed), details)
 
     def _found_out(self, asked: Perturbed) -> tuple[ensemble.Perturbation, Kind, dict[str, Any]]:
-        recipe = self._recipe(asked)
+        own = self.ensemble.origin.recipe
+        recipe = recipe_of(asked, own)
         members = asked.members or min(len(self.ensemble), self._limits.members)
         try:
             settled, kind = self.ensemble.variants.perturbed(recipe, members)
@@ -226,52 +157,30 @@ class ModelVariants:
             raise BadRequest(f"the perturbation cannot be made: {error}") from None
         if kind.nbytes > self._limits.perturbed_bytes:
             fits = members * self._limits.perturbed_bytes // kind.nbytes
+            fewer = f"{fits} members at most" if fits else "fewer weights (include)"
             raise BadRequest(
                 f"{members} members of this perturbation have {human(kind.nbytes)} of weights of their own and "
-                f"{human(self._limits.perturbed_bytes)} are permitted: ask for {fits} members at most, for a recipe "
-                "with factors such as low_rank or rank1, or for fewer weights (include)"
+                f"{human(self._limits.perturbed_bytes)} are permitted: ask for {fewer}, or for a recipe with thin "
+                "factors such as low_rank or rank1"
             )
-        return settled, kind, {"recipe": settled.name, **_told(settled)}
-
-    def _recipe(self, asked: Perturbed) -> ensemble.Perturbation:
-        own = self.ensemble.origin.recipe
-        default = own.name if isinstance(own, ensemble.Perturbation) else None
-        name = asked.recipe or default
-        drawn = [known for known, cls in sorted(recipes.items()) if issubclass(cls, ensemble.Perturbation)]
-        if name not in drawn:
-            why = "none is given, and the model's own draws no members" if name is None else repr(name[:60])
-            raise BadRequest(f"recipe must be one of {', '.join(drawn)}, however: {why}")
-        kind = recipes[name]
-        fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-        given = dict(asked.settings)
-        if unknown := sorted(set(given) - set(fields)):
-            raise BadRequest(f"the recipe {name!r} has no setting {', '.join(unknown)}; it has {', '.join(fields)}")
-        settings = {**(own.settings() if own is not None and name == default else {}), **given}
-        needed = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
-        if missing := [needs for needs in needed if needs not in settings]:
-            raise BadRequest(f"the recipe {name!r} needs {', '.join(missing)}")
-        try:
-            made = kind.from_settings(settings)
-        except (ensemble.EnsembledError, TypeError, ValueError) as error:
-            raise BadRequest(f"the recipe {name!r} cannot have these settings: {error}") from None
-        assert isinstance(made, ensemble.Perturbation)
-        return made
+        return settled, kind, told(recipe, own)
 
     def _given(self, model: Served, arrays: Mapping[str, Any]) -> Own:
         try:
-            kind, weights = self.ensemble.variants.brought({name: to_tensor(array) for name, array in arrays.items()})
+            kind, given = self.ensemble.variants.checked({name: to_tensor(array) for name, array in arrays.items()})
         except ensemble.EnsembledError as error:
             raise BadRequest(f"the weights cannot be used: {error}") from None
         if kind.count > self._limits.members:
             raise BadRequest(f"weights may be of {self._limits.members} members at most, however: {kind.count}")
-        if kind.nbytes > max(self._limits.perturbed_bytes, self._limits.weight_bytes):
-            # Factors of a weight that is in no product, which are multiplied out.
+        most = max(self._limits.perturbed_bytes, self._limits.weight_bytes)
+        if kind.nbytes > most:
             raise BadRequest(
-                f"{kind.count} members of these weights have {human(kind.nbytes)} and "
-                f"{human(self._limits.perturbed_bytes)} are permitted"
+                f"{kind.count} members of these weights have {human(kind.nbytes)} and {human(most)} are permitted: a "
+                "weight without a dimension of members counts once for each of them, and so does one whose factors are "
+                "multiplied out, as it is in no product"
             )
         details = {"members": kind.count, "seed": None, "weights": "request"}
-        return Own(model, kind, object(), weights, details)
+        return Own(model, kind, given, details)
 
     def compute(self, call: Call) -> Outcome:
         """Make one call, each row with the members of the request that it is from. Runs on the engine's thread.
@@ -336,14 +245,35 @@ class ModelVariants:
         return {name: found[name] for name in call.outputs}
 
     def _weights(self, own: Own) -> dict[str, Tensor]:
-        if own.given is not None:
-            return own.given
-        weights = self.kept.get(own.key)
+        source = own.source
+        if not isinstance(source, Drawn):
+            return self.ensemble.variants.formed(own.kind, source)
+        weights = self.kept.get(source)
         if weights is None:
-            recipe, _, seed = own.key
-            weights = self.ensemble.variants.draw(recipe, own.kind, seed)
-            self.kept.put(own.key, weights, own.kind.nbytes)
+            weights = self.ensemble.variants.draw(source.recipe, own.kind, source.seed)
+            self.kept.put(source, weights)
         return weights
+
+
+class Variants:
+    """What requests bring, of every model; of a model that is gone nothing is left.
+
+    Args:
+        limits: of all of them.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._models: weakref.WeakKeyDictionary[Served, ModelVariants] = weakref.WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def of(self, model: Served) -> ModelVariants:
+        """Those of one model."""
+        if model not in self._models:
+            self._models[model] = ModelVariants(model, self._limits)
+        return self._models[model]
 
 
 def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
@@ -358,31 +288,3 @@ def _target_rows(target: Any, rows: list[int]) -> Any:
     if isinstance(target, Mapping):
         return {name: tensor[rows] for name, tensor in target.items()}
     return target[rows]
-
-
-def _bringable(made: ensemble.Ensemble, limits: Limits) -> Bringable:
-    drawn = [kind for kind in recipes.values() if issubclass(kind, ensemble.Perturbation)]
-    named = frozenset(f.name for kind in drawn for f in dataclasses.fields(kind))  # type: ignore[arg-type]
-    settings = named - _NOT_SETTABLE
-    sizes = {name: tuple(empty.shape) for name, empty in made.program.empty_weights().items()}
-    refusals = {}
-    if not limits.members:
-        refusals["perturbation"] = _NOT_PERMITTED
-    if not limits.weights:
-        refusals["weights"] = _NO_WEIGHTS
-    weights = {
-        name: WeightSpec(name, DATATYPES[made.members.dtypes[name]], (-1, *size))
-        for name, size in sizes.items()
-        if limits.weights and made.members.dtypes[name].is_floating_point
-    }
-    return Bringable(settings, limits.members, weights, limits.weight_bytes, refusals, frozenset(sizes))
-
-
-def _told(recipe: ensemble.Perturbation) -> dict[str, Any]:
-    """The settings that are not the recipe's own defaults, as JSON values; one pattern as text."""
-    defaults = {f.name: f.default for f in dataclasses.fields(recipe)}  # type: ignore[arg-type]
-    found = {}
-    for name, value in recipe.settings().items():
-        if getattr(recipe, name) != defaults[name]:
-            found[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return found
