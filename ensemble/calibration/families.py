@@ -14,9 +14,11 @@ from ensemble.calibration.trials import TEMPERATURES, Trial, best_temperature
 from ensemble.errors import RecipeError
 from ensemble.perturbation import Learned, Recipe, recipes
 from ensemble.perturbation.mixture import Mixture
+from ensemble.perturbation.stacked import Stacked
 from ensemble.tasks import Task
 
 AUTO = "auto"
+SEVERAL = "perturb([model_a, model_b], recipe, members=...) makes members of several, stack([...]) of each one."
 # Temperatures far from 1 need rows that say so: the standard deviation of log T that is taken for likely.
 _TEMPERATURE_SPREAD = 0.5
 
@@ -58,6 +60,11 @@ class Family:
     def learned(self) -> bool:
         """Whether its members depend on data."""
         return any(isinstance(recipe, Learned) for recipe in self.candidates)
+
+    @property
+    def learns_from(self) -> str:
+        """What its members depend on: "examples", "inputs" or "nothing"."""
+        return next((recipe.learns_from for recipe in self.candidates if isinstance(recipe, Learned)), "nothing")
 
     @property
     def dear(self) -> bool:
@@ -143,7 +150,11 @@ def families(asked: str | Recipe | Sequence[str | Recipe]) -> list[Family]:
     found: list[Family] = []
     for one in several:
         if one == AUTO:
-            found += [Family(name, made) for name, kind in sorted(recipes.items()) if (made := _of_kind(kind))]
+            found += [
+                Family(name, made) for name, kind in sorted(recipes.items()) if (made := _of_kind(kind, auto=True))
+            ]
+        elif isinstance(one, Stacked) or one == Stacked.name:
+            raise RecipeError(f"One model is fitted; {SEVERAL}")
         elif isinstance(one, Mixture):
             raise RecipeError("A mixture of settings is what fitting makes; give its parts as a list of recipes.")
         elif isinstance(one, Recipe):
@@ -161,7 +172,10 @@ def families(asked: str | Recipe | Sequence[str | Recipe]) -> list[Family]:
     return found
 
 
-def _of_kind(kind: type[Recipe]) -> list[Recipe]:
+def _of_kind(kind: type[Recipe], *, auto: bool = False) -> list[Recipe]:
+    if auto and issubclass(kind, Learned) and kind.learns_from == "nothing":
+        # What it learns from would be among settings that nobody gave.
+        return []
     return [kind(**settings) for settings in kind.candidates()]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ensemble.calibration import thresholds
 from ensemble.calibration.budget import Budget, seconds
-from ensemble.calibration.families import families
+from ensemble.calibration.families import AUTO, SEVERAL, families
 from ensemble.calibration.made import Made
 from ensemble.calibration.report import describe
 from ensemble.calibration.search import TRIED_MEMBERS, compare
@@ -65,7 +65,8 @@ def fit(
         model: any trained ``nn.Module``; it is read in evaluation mode and left as it was.
         data: (inputs, targets) of rows that the model was **not trained on**: on its training rows it is surer than it
             may be, and so would be what is fitted. With ``validation`` what recipes that learn their members learn from
-            instead, usually the training rows.
+            instead, usually the training rows; inputs alone are enough for some, such as perturb_and_correct. Without
+            it such a recipe gets a third of the rows if it is asked for by name.
         task: "classification" (targets are class indices), "regression" or "gaussian" (targets are values).
         recipe: "auto" compares all recipes that say what to try and keeps the best; a name ("rank1"), a recipe whose
             other settings are kept (``Rank1(scale=0.1, include="head.*")``: its scale is searched), or several of
@@ -103,7 +104,7 @@ def fit(
     tell = _teller(progress, clock)
     tell("capturing the model")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, however: {type(model).__name__}.")
+        raise ModelError(f"model must be one torch.nn.Module, however: {type(model).__name__}. (Of several: {SEVERAL})")
     if example is None:
         example = first_rows(data)
     captured = capture(model, example, live=live)
@@ -120,15 +121,16 @@ def fit(
         conformal=conformal,
         confidence_level=confidence_level,
         seed=seed,
-        learns=recipe != "auto" and all(family.learned for family in asked),
+        learns=recipe != AUTO and any(family.learns_from != "nothing" for family in asked),
         most=_most_rows(head, min(members, TRIED_MEMBERS)),
     )
     trials = Trials(captured, task, head, rows.selection, learning=rows.learning, seed=seed, device=place)
-    named = isinstance(recipe, str | Recipe) and recipe != "auto"
+    named = isinstance(recipe, str | Recipe) and recipe != AUTO
     aside = 0 if rows.conformal is None else len(rows.conformal)
     made, finding = compare(trials, asked, members, clock, tell, named=named, aside=aside)
     if named and not asked[0].trials:
-        raise RecipeError(asked[0].failure or f"{asked[0].name} was not tried: the budget was spent before.")
+        name, failure = asked[0].name, asked[0].failure or "the budget was spent before"
+        raise RecipeError(failure if name in failure else f"{name} was not tried: {failure}.")
     tell("thresholds on rows set aside")
     calibration = dataclasses.replace(made.calibration, confidence_level=confidence_level)
     final = _assembled(trials, made, calibration, metadata)

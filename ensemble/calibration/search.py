@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -26,8 +26,11 @@ _LEAST_TRIALS = 10
 _SURELY = 2.0
 # Share of the budget that is kept for making the ensemble and its thresholds.
 _RESERVE = 0.15
-_NOTHING_TO_LEARN_FROM = (
-    "{name} learns from data: give the training rows as data, and rows that the model was not trained on as validation."
+_NOTHING_TO_LEARN_FROM = "there are no rows for it to learn from"
+_NO_TARGETS = "it learns from targets, too: give data=(inputs, targets)"
+_HOW_TO_LEARN = (
+    "{names} from rows that choose nothing: give validation=(inputs, targets), rows that the model was not trained on; "
+    "data are then what is learned from, usually the training rows. (ensembled build: --data and --validation.)"
 )
 
 
@@ -57,7 +60,7 @@ def compare(
     baseline = average(alone, single, trials.task)
     found = [average(family, single, trials.task) for family in asked if family.trials]
     found.sort(key=lambda one: one.log_likelihood, reverse=True)
-    notes: list[str] = []
+    notes = _how_to_learn(asked)
     chosen, why = baseline, "No recipe makes the held-out rows likelier than the net alone."
     for one in found:
         ours, error = gain(one.left_out, baseline.left_out)
@@ -77,6 +80,15 @@ def compare(
     made = members_of(trials, chosen, members)
     reached = _reached(trials, made)
     return made, Finding(baseline, tuple(found), tuple(asked), chosen, why, reached, tuple(notes))
+
+
+def _how_to_learn(asked: Sequence[Family]) -> list[str]:
+    """What would let those recipes be tried that had nothing to learn from."""
+    names = [family.name for family in asked if family.failure == _NOTHING_TO_LEARN_FROM]
+    if not names:
+        return []
+    listed = f"{', '.join(names[:-1])} and {names[-1]} learn" if names[1:] else f"{names[0]} learns"
+    return [_HOW_TO_LEARN.format(names=listed)]
 
 
 def _why(ours: float, error: float, compared: int) -> str:
@@ -111,14 +123,16 @@ def _search(
     tell: Callable[[str], None],
 ) -> None:
     """Try settings, each recipe's in turn, for as long as there is time for another."""
+    for family in asked:
+        if trials.learning is None and family.learns_from != "nothing":
+            family.failure = _NOTHING_TO_LEARN_FROM
+        elif trials.learning is not None and trials.learning.targets is None and family.learns_from == "examples":
+            family.failure = _NO_TARGETS
+    able = [family for family in asked if not family.failure]
     # Those with factors first, which are the fastest.
-    drawn = sorted((f for f in asked if not f.learned), key=lambda f: f.candidates[0].structure((2, 2)) is None)
-    cheap = [family for family in asked if family.learned and not family.dear]
-    dear = [family for family in asked if family.dear]
-    if trials.learning is None:
-        for family in (*cheap, *dear):
-            family.failure = _NOTHING_TO_LEARN_FROM.format(name=family.name)
-        cheap, dear = [], []
+    drawn = sorted((f for f in able if not f.learned), key=lambda f: f.candidates[0].structure((2, 2)) is None)
+    cheap = [family for family in able if family.learned and not family.dear]
+    dear = [family for family in able if family.dear]
     first = True
     # What trains gets whatever time the others leave.
     for group, share in ((drawn, 0.4 if cheap or dear else 1.0), (cheap, 0.4 if dear else 1.0), (dear, 1.0)):

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -54,6 +54,9 @@ class Laplace(Learned, name="laplace"):
     Example:
         >>> ens = perturb(model, Laplace(), members=64, data=(inputs, targets), task="classification")
     """
+
+    # A regression wants targets, too, and says so.
+    learns_from: ClassVar[Literal["inputs"]] = "inputs"
 
     scale: float = 1.0
     prior_precision: float | None = None

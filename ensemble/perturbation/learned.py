@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 
@@ -52,9 +52,12 @@ class Learned(Recipe):
     Args:
         dear: whether a member takes so long that none is made in vain: where :func:`ensemble.fit` compares settings,
             these share the members among them, and all are kept, each setting's with the weight that it deserves.
+        learns_from: what :func:`ensemble.fit` has to have for it: examples (inputs with targets), inputs alone, or
+            nothing where its settings hold what it learns from.
     """
 
     dear: ClassVar[bool] = False
+    learns_from: ClassVar[Literal["examples", "inputs", "nothing"]] = "examples"
 
     def planned(self, material: Material) -> Self:
         """The same recipe with what its settings leave open decided by the data and the machine.

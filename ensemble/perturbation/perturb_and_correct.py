@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -52,6 +52,8 @@ class PerturbAndCorrect(Learned, name="perturb_and_correct"):
     Example:
         >>> PerturbAndCorrect(scale=1.0, layer="fc1")
     """
+
+    learns_from: ClassVar[Literal["inputs"]] = "inputs"
 
     scale: float = 1.0
     layer: str | int = -1

@@ -7,7 +7,7 @@ import fnmatch
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class Swag(Learned, name="swag"):
     Example:
         >>> ens = perturb(model, Swag([epoch_18, epoch_19, epoch_20], scale=0.7), members=30, example=x)
     """
+
+    learns_from: ClassVar[Literal["nothing"]] = "nothing"
 
     snapshots: SwagSnapshots | Iterable[nn.Module | Mapping[str, Tensor]] | None = field(
         default=None, repr=False, compare=False

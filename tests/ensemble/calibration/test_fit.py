@@ -15,7 +15,9 @@ import ensemble
 from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, RecipeError, fit
 from ensemble.calibration.families import families
 from ensemble.calibration.search import tried_members
+from ensemble.learning.snapshots import SwagSnapshots
 from ensemble.perturbation import Learned, Perturbation, Recipe
+from ensemble.perturbation.swag import Swag
 from ensemble.program.capture import capture
 
 STATIC = ["gaussian", "rank1"]
@@ -303,13 +305,47 @@ def test_a_recipe_that_learns_is_found_by_auto_and_kept_if_it_is_best(shifting, 
     assert "shifting" in {family.name for family in families("auto")}
 
 
-def test_what_cannot_be_had_is_told_and_the_rest_goes_on(shifting):
-    ens = fit(trained(), truth(100, 1), task="regression", members=4, recipe=["rank1", "shifting"])
+def test_what_cannot_be_had_is_told_and_the_rest_goes_on(shifting, monkeypatch):
+    monkeypatch.setattr("ensemble.calibration.families.recipes", {"rank1": Rank1, "shifting": shifting, "swag": Swag})
+    ens = fit(trained(), truth(100, 1), task="regression", members=4)
     told = {one["recipe"]: one for one in ens.report["recipes"]}
-    assert told["shifting"]["failure"].startswith("shifting learns from data: give the training rows as data")
+    assert told["shifting"]["failure"] == "there are no rows for it to learn from"
     assert told["rank1"]["log_likelihood"] is not None
+    # What learns from neither rows nor anything else that is there is not spoken of.
+    assert "swag" not in told
+    (note,) = (note for note in ens.report["notes"] if "shifting" in note)
+    assert note.startswith("shifting learns from rows that choose nothing: give validation=(inputs, targets)")
+    assert "--validation" in note
     with pytest.raises(RecipeError, match="pattern 'no'"):
         fit(trained(), truth(100, 1), task="regression", members=4, recipe=Rank1(0.1, include="no"))
+
+
+def test_of_several_recipes_those_that_learn_get_a_third_of_the_rows(shifting):
+    ens = fit(biased(), truth(150, 1), task="regression", members=4, recipe=["rank1", "shifting"], budget="20s")
+    assert ens.report["rows"] == {"learning": 50, "selection": 60, "conformal": 40}
+    assert ens.report["kept"]["recipe"] == "shifting"
+
+
+def test_rows_without_targets_are_enough_for_what_learns_from_inputs(shifting):
+    asked = ["perturb_and_correct", "shifting"]
+    made = {"task": "regression", "members": 4, "validation": truth(60, 2), "budget": "20s"}
+    ens = fit(trained(), truth(50, 1)[0], recipe=asked, **made)
+    told = {one["recipe"]: one for one in ens.report["recipes"]}
+    assert told["perturb_and_correct"]["log_likelihood"] is not None
+    assert told["shifting"]["failure"] == "it learns from targets, too: give data=(inputs, targets)"
+    with pytest.raises(RecipeError, match=r"shifting was not tried: it learns from targets, too: give data="):
+        fit(trained(), truth(50, 1)[0], recipe="shifting", **made)
+
+
+def test_snapshots_need_no_rows():
+    net, snapshots = trained(), SwagSnapshots()
+    for factor in (0.98, 1.0, 1.02):
+        snapshots.update({name: factor * weight for name, weight in net.state_dict().items()})
+    ens = fit(net, truth(100, 1), task="regression", members=4, recipe=Swag(snapshots), budget="20s")
+    assert ens.report["rows"] == {"learning": 0, "selection": 60, "conformal": 40}
+    assert ens.report["kept"]["recipe"] == "swag"
+    with pytest.raises(RecipeError, match="swag needs snapshots"):
+        fit(net, truth(100, 1), task="regression", members=4, recipe="swag")
 
 
 def test_a_budget_cuts_the_search_short_and_is_told():
@@ -353,7 +389,9 @@ def test_the_same_seed_gives_the_same_ensemble():
         ({"data": torch.randn(50, 1)}, InputError, r"data must be \(inputs, targets\)"),
         ({"data": (torch.randn(50, 1), torch.randn(50, 2))}, InputError, "Targets must have shape"),
         ({"data": (torch.randn(5, 1), torch.randn(5, 1))}, InputError, "at least 20 rows"),
-        ({"model": 3}, ModelError, "must be a torch.nn.Module"),
+        ({"model": 3}, ModelError, "must be one torch.nn.Module"),
+        ({"model": [nn.Linear(1, 1)] * 2}, ModelError, r"however: list. \(Of several: perturb\("),
+        ({"recipe": "stacked"}, RecipeError, "One model is fitted; perturb"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(change, error, match):
