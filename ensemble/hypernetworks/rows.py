@@ -26,6 +26,8 @@ _BATCHED_ANYWAY = {
     "im2col", "col2im", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
     "replication_pad2d", "replication_pad3d",
 }  # fmt: skip
+# An index that no table has.
+_NOWHERE = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +154,10 @@ def _embedding(weight: Any, index: Any, *_: Any) -> _Rows | None:
         return _Rows(aten.embedding.default(weight, index.tensor))
     rows, entries, _width = weight.tensor.shape
     each = index.tensor if isinstance(index, _Rows) else index.unsqueeze(0).expand(rows, *index.shape)
-    first = torch.arange(rows, device=each.device) * entries
+    first = torch.arange(0, rows * entries, entries, device=each.device)
     own = each + first.reshape(-1, *[1] * (each.ndim - 1))
+    # An index beyond its own table would read another row's; beyond all of them it is refused.
+    own = torch.where((each < 0) | (each >= entries), _NOWHERE, own)
     return _Rows(aten.embedding.default(weight.tensor.flatten(0, 1), own))
 
 

@@ -130,6 +130,42 @@ def test_layers_that_have_rules(layer, shape):
     assert difference(got, want) < 1e-5
 
 
+class Lookup(nn.Module):
+    """A table that is read at the inputs, in one of the ways that there are."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.by, self.table = by, nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.by == "embedding":
+            return nn.functional.embedding(x, self.table).sum(1)
+        return self.table[x].sum(1) if self.by == "index" else torch.gather(self.table, 0, x)
+
+
+@pytest.mark.parametrize("by", ["embedding", "index", "gather"])
+def test_an_index_beyond_a_rows_own_table_is_refused_and_reads_no_other_rows(by):
+    torch.manual_seed(0)
+    x = torch.tensor([[0, 4], [1, 2], [3, 3]])
+    captured = capture(Lookup(by), x)
+    own = own_weights(captured.weights, 3)
+    # The others read the end of their table and its beginning; some ways count negative numbers from the end.
+    (want,) = one_by_one(captured.program, captured.weights, own, [x])
+    assert difference(run(captured.program.graph, captured.weights, own, [x])[0], want) < 1e-6
+    for row in range(3):
+        for bad in (5, 9, 14, 15, -1, -6, 2**31, 2**40):
+            wrong = x.clone()
+            wrong[row, 1] = bad
+            try:
+                (want,) = one_by_one(captured.program, captured.weights, own, [wrong])
+            except (IndexError, RuntimeError):
+                with pytest.raises((IndexError, RuntimeError)):
+                    run(captured.program.graph, captured.weights, own, [wrong])
+            else:
+                assert (by, bad) == ("index", -1)
+                assert difference(run(captured.program.graph, captured.weights, own, [wrong])[0], want) < 1e-6
+
+
 def test_it_has_gradients_of_the_rows_weights():
     model = seeded(SCENARIOS["cnn"]).eval()
     x = floats(2, 8, 8)(3)
