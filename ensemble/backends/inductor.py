@@ -57,9 +57,12 @@ class Compiled:
         package: Any = torch._inductor.aoti_load_package(str(target.with_suffix(SUFFIXES[0])))
         # The package's own call flattens and packs arguments, which takes longer than a small model.
         self._run = package.loader.run
-        self._shared = [members.shared[spec.name] for spec in job.shared]
-        self._own = [members.stacked[spec.name] for spec in job.own]
-        self._chunk = job.chunk
+        shared = [members.shared[spec.name] for spec in job.shared]
+        # Views, which take longer to make than a small model to run.
+        self._weights = {
+            start: [*shared, *(members.stacked[spec.name][start : start + job.chunk] for spec in job.own)]
+            for start in range(0, members.count, job.chunk)
+        }
 
     def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs of members [start, start + chunk).
@@ -67,10 +70,9 @@ class Compiled:
         Raises:
             Declined: these inputs make it fail, such as by an index that is out of range.
         """
-        own = [weight[start : start + self._chunk] for weight in self._own]
         try:
             with torch.no_grad():
-                return tuple(self._run([*self._shared, *own, *(tensor.contiguous() for tensor in inputs)]))
+                return tuple(self._run([*self._weights[start], *(tensor.contiguous() for tensor in inputs)]))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -115,10 +115,15 @@ class Runner:
         self, call: Call, rows: int, chunk: int, inputs: Sequence[Tensor], count: int | None
     ) -> Iterator[tuple[Tensor, ...]]:
         given = inputs[0].shape[0]
-        padded = [torch.cat([t, t[-1:].expand(rows - given, *t.shape[1:])]) if given < rows else t for t in inputs]
+        padded = inputs
+        if given < rows:
+            padded = [torch.cat([t, t[-1:].expand(rows - given, *t.shape[1:])]) for t in inputs]
         total = self.members.count if count is None else min(count, self.members.count)
         for start in range(0, total, chunk):
             outputs = call(start, padded)
+            if given == rows and start + chunk <= total:
+                yield outputs
+                continue
             yield tuple(
                 output[: total - start].narrow(1 + spec.batch_dim, 0, given)
                 for output, spec in zip(outputs, self.program.outputs, strict=True)

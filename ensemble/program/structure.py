@@ -7,6 +7,7 @@ only flat lists with names, so the nesting is written down once, as plain JSON v
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -156,6 +157,13 @@ class Arguments:
         """A name for each input tensor, in order."""
         return self.structure.names
 
+    @functools.cached_property
+    def _plain(self) -> int | None:
+        """How many arguments there are, if all are tensors that are given by position; else None."""
+        layout = self.structure.layout["dict"]
+        in_order = {name: {"tensor": place} for place, name in enumerate(self.positional)}
+        return len(in_order) if list(layout.items()) == list(in_order.items()) else None
+
     def call(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """Call a live model with the captured arguments, these tensors in place of the example's."""
         values = self.structure.pack(tensors)
@@ -168,8 +176,12 @@ class Arguments:
         Raises:
             InputError: arguments missing, unknown, or nested in another way.
         """
-        if len(args) == 1 and not kwargs and isinstance(args[0], Mapping) and set(args[0]) == set(self.names):
-            return [args[0][name] for name in self.names]
+        if not kwargs:
+            # The usual calls, which should not take longer than a small model.
+            if len(args) == self._plain and all(isinstance(value, Tensor) for value in args):
+                return list(args)
+            if len(args) == 1 and isinstance(args[0], Mapping) and set(args[0]) == set(self.names):
+                return [args[0][name] for name in self.names]
         expected = list(self.structure.layout["dict"])
         if len(args) > len(self.positional):
             raise InputError(f"Expected {len(self.positional)} positional inputs {expected}, got {len(args)}.")
