@@ -49,9 +49,10 @@ class Ascent:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise RecipeError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, however: {self.optimizer!r}.")
-        if len(self.betas) != 2 or not all(_number(value) and value < 1 for value in (self.momentum, *self.betas)):
+        pair = isinstance(self.betas, tuple | list) and len(self.betas) == 2
+        if not pair or not all(_number(value) and value < 1 for value in (self.momentum, *self.betas)):
             raise RecipeError(
-                f"momentum and betas must be from 0 to below 1, however: {self.momentum!r}, {self.betas!r}."
+                f"momentum and the two betas must be from 0 to below 1, however: {self.momentum!r}, {self.betas!r}."
             )
         if self.momentum and self.optimizer != "sgd":
             raise RecipeError("momentum belongs to optimizer='sgd'; of 'adam' set betas.")

@@ -38,7 +38,7 @@ def from_dict(kept: Mapping[str, Any], settings: Mapping[str, Any], like: Mappin
     parts = [*settings, "step", *_TENSORS]
     if not isinstance(kept, Mapping) or set(parts) != set(kept):
         raise InputError(f"The state of a population has {parts}.")
-    if wrong := {name: kept[name] for name, value in settings.items() if kept[name] != value}:
+    if wrong := {n: kept[n] for n, value in settings.items() if type(kept[n]) is not type(value) or kept[n] != value}:
         ours = {name: settings[name] for name in wrong}
         raise InputError(f"The state is of a population with {wrong}; this one has {ours}.")
     step = kept["step"]
@@ -54,5 +54,7 @@ def from_dict(kept: Mapping[str, Any], settings: Mapping[str, Any], like: Mappin
         for name, tensor in given.items():
             if not isinstance(tensor, Tensor) or tensor.shape != wanted[name].shape:
                 raise InputError(f"{part!r} of the state: {name!r} must have shape {list(wanted[name].shape)}.")
+            if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+                raise InputError(f"{part!r} of the state: {name!r} must hold finite floating-point numbers.")
         tensors[part] = {n: t.to(wanted[n].device, wanted[n].dtype, copy=True) for n, t in given.items()}
     return State(step, **tensors)

@@ -21,9 +21,12 @@ def checked(fitness: Tensor | Sequence[float], count: int) -> Tensor:
         InputError: another number of scores, or one that is not finite.
     """
     try:
-        found = torch.as_tensor(fitness).detach().to("cpu", torch.float64)
+        given = torch.as_tensor(fitness).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"fitness must be {count} numbers, however: {error}.") from None
+    if given.is_complex():
+        raise InputError(f"fitness must be {count} real numbers, however: {given.dtype}.")
+    found = given.to("cpu", torch.float64)
     if tuple(found.shape) != (count,):
         raise InputError(f"fitness must be one number for each of {count} members, got {list(found.shape)}.")
     if not bool(found.isfinite().all()):

@@ -25,6 +25,7 @@ class Network:
         example: what it is called with.
         rank: of the noise on a matrix.
         include, exclude: patterns of the names that are trained.
+        live: keep the module's own code instead of exporting it.
 
     Raises:
         ModelError, ExportError: the model cannot be captured; the text says why.
@@ -39,11 +40,18 @@ class Network:
     """
 
     def __init__(
-        self, model: nn.Module, example: Any, rank: int, include: str | Sequence[str], exclude: str | Sequence[str]
+        self,
+        model: nn.Module,
+        example: Any,
+        rank: int,
+        include: str | Sequence[str],
+        exclude: str | Sequence[str],
+        *,
+        live: bool = False,
     ) -> None:
         # Its choice of weights and its factors; its scale, which is relative to each weight, plays no part.
         recipe = LowRank(1, rank=rank, include=as_patterns(include, "include"), exclude=as_patterns(exclude, "exclude"))
-        captured = capture(model, example)
+        captured = capture(model, example, live=live)
         trained = {n: captured.weights[n].detach() for n in recipe.select(captured.weights, captured.trainable)}
         self.start = {n: w.to(torch.promote_types(w.dtype, torch.float32), copy=True) for n, w in trained.items()}
         self.noise = Noise(rank, {name: tuple(weight.shape) for name, weight in trained.items()})

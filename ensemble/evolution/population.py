@@ -66,6 +66,7 @@ class Population:
         betas: of "adam".
         weight_decay: decoupled (arXiv 1711.05101), ≥ 0.
         include, exclude: patterns of the names that are trained; all floating-point parameters by default.
+        live: keep the module's own code where it cannot be exported; members' weights are then formed in full.
         seed: of all noise.
 
     Raises:
@@ -95,6 +96,7 @@ class Population:
         weight_decay: float = 0.0,
         include: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = (),
+        live: bool = False,
         seed: int = 0,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -111,7 +113,7 @@ class Population:
         self.rank = rank
         self.shaping: Shaping = shaping
         self._sigma, self._learning_rate = sigma, learning_rate
-        self._network = Network(model, example, rank, include, exclude)
+        self._network = Network(model, example, rank, include, exclude, live=live)
         self.state = State(0, self._network.start)
         self._drawing = Drawing(self._network.noise, members // 2, self.device)
         _ = self.sigma, self.learning_rate
@@ -187,6 +189,8 @@ class Population:
         Raises:
             InputError: as for a call, or a score of another shape.
         """
+        if not callable(score):
+            raise InputError(f"The first argument is the function that scores, however: {type(score).__name__}.")
         inputs = self._network.program.bind(args, kwargs, self.device)
         found = []
         for part, outputs in self._outputs(inputs, self._range(members), chunk):
@@ -239,7 +243,9 @@ class Population:
         Raises:
             InputError: there is no such member.
         """
-        ((pairs, noise),) = self._drawing(self.step_seed, self._range(range(index, index + 1)))
+        if not _integer(index, 0, self.count - 1):
+            raise InputError(f"Members are 0 .. {self.count - 1}, however: {index!r}.")
+        ((pairs, noise),) = self._drawing(self.step_seed, range(index, index + 1))
         return self._network.member(self.state.weights, noise, index - 2 * pairs.start, self.sigma)
 
     def state_dict(self) -> dict[str, Any]:

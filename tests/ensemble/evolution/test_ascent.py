@@ -39,8 +39,9 @@ def test_a_step_leaves_the_state_before_as_it_was():
     ("settings", "said"),
     [
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, however: 'lion'"),
-        ({"momentum": 1.0}, "momentum and betas must be from 0 to below 1"),
-        ({"betas": (0.9,)}, "momentum and betas must be from 0 to below 1"),
+        ({"momentum": 1.0}, "momentum and the two betas must be from 0 to below 1"),
+        ({"betas": (0.9,)}, "momentum and the two betas must be from 0 to below 1"),
+        ({"betas": 0.9}, "momentum and the two betas must be from 0 to below 1, however: 0.0, 0.9"),
         ({"optimizer": "adam", "momentum": 0.5}, "momentum belongs to optimizer='sgd'"),
         ({"weight_decay": -1}, "weight_decay must be a finite number ≥ 0, however: -1"),
     ],

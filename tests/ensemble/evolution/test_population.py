@@ -47,7 +47,9 @@ def _captured_once():
     found = capture(model(), X)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ensemble.evolution.network, "capture", lambda m, example: found if type(m) is Mixed else capture(m, example)
+            ensemble.evolution.network,
+            "capture",
+            lambda m, x, **how: found if type(m) is Mixed else capture(m, x, **how),
         )
         yield
 
@@ -238,6 +240,29 @@ def test_only_what_was_chosen_is_trained():
     assert changed == ["out.weight"]
 
 
+class Branching(nn.Module):
+    """What cannot be exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(x)
+        return hidden if bool((self.body.bias > -99).all()) else -hidden
+
+
+def test_a_module_that_cannot_be_exported_keeps_its_code():
+    torch.manual_seed(0)
+    x, network = torch.randn(4, 3), Branching()
+    population = Population(network, **{**SETTINGS, "example": x}, live=True)
+    own = Branching()
+    own.load_state_dict(population.member(5))
+    assert torch.allclose(population(x)[5], own(x), atol=1e-6)
+    population.update(population.scores(lambda y: y.mean((1, 2)), x))
+    assert not torch.equal(population.weights()["body.weight"], network.body.weight)
+
+
 def test_its_words(population):
     assert repr(population) == "Population(16 members around 94 weights, step 0, seed=4)"
     assert len(population) == 16
@@ -270,6 +295,7 @@ def test_scores_that_are_none_are_refused_and_change_nothing(population):
         (torch.zeros(16, 1), r"got \[16, 1\]"),
         ([0.0] * 15 + [float("nan")], "The fitness of member 15 is nan; give a member that failed a low number"),
         ("many", "fitness must be 16 numbers"),
+        (torch.zeros(16, dtype=torch.complex64), "fitness must be 16 real numbers, however: torch.complex64"),
     ):
         with pytest.raises(InputError, match=said):
             population.update(wrong)
@@ -279,6 +305,11 @@ def test_scores_that_are_none_are_refused_and_change_nothing(population):
     for members in (range(4, 4), range(17), range(0, 8, 2), 3):
         with pytest.raises(InputError, match=r"members must be a range within range\(0, 16\)"):
             population(X, members=members)
+    with pytest.raises(InputError, match="The first argument is the function that scores, however: Tensor"):
+        population.scores(X, X)
+    for index in (-1, 16, 1.5):
+        with pytest.raises(InputError, match=f"Members are 0 .. 15, however: {index}"):
+            population.member(index)
     with pytest.raises(InputError, match="must have shape"):
         population(torch.zeros(2, 1, 5, 5))
 
@@ -290,6 +321,8 @@ def test_a_state_of_another_population_is_refused_and_changes_nothing(population
         ({"weights": {}}, "'weights' of the state are not those of this model"),
         ({"weights": {**good["weights"], "out.bias": torch.zeros(3)}}, r"'out.bias' must have shape \[4\]"),
         ({"step": -1}, "step must be a number of updates, however: -1"),
+        ({"seed": torch.tensor([4, 4])}, "of a population with"),
+        ({"weights": {n: w * float("nan") for n, w in good["weights"].items()}}, "must hold finite floating-point"),
     ):
         with pytest.raises(InputError, match=said):
             population.load_state_dict({**good, **change})
