@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ensemble.errors import InputError, ModelError
+from ensemble.errors import ExportError, InputError, ModelError
 from ensemble.hypernetworks.generated import Generated, in_full
 from ensemble.hypernetworks.rows import run
-from ensemble.program.capture import capture, evaluating
+from ensemble.program.capture import Captured, capture, evaluating
 from ensemble.program.graph import retarget
 from ensemble.program.structure import as_call
 from ensemble.structured import rewrite
@@ -72,7 +72,7 @@ class Contextual(nn.Module):
         args, kwargs, codes = split_example(example, context)
         inputs: Any = kwargs or args
         signature = _with_context(inspect.signature(target.forward), context)
-        captured = capture(target, inputs)
+        captured = captured_target(target, inputs)
         program = captured.program
         assert program.graph is not None
         if codes.shape[0] != (rows := next(iter(_leaves(inputs))).shape[0]):
@@ -138,6 +138,20 @@ class Contextual(nn.Module):
         if device not in self._retargeted:
             self._retargeted[device] = retarget(self._graph, device)
         return self._retargeted[device]
+
+
+def captured_target(target: nn.Module, example: Any) -> Captured:
+    """The network that gets the weights, taken apart.
+
+    Raises:
+        ModelError, ExportError: it cannot be.
+    """
+    try:
+        return capture(target, example)
+    except ExportError as error:
+        raise ExportError(
+            f"The target of generated weights must be exported; live=True is not for it. {error}"
+        ) from error
 
 
 def called(hypernetwork: nn.Module, codes: Tensor) -> Any:

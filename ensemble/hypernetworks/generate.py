@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ensemble.construct import check_count, perturb
 from ensemble.ensemble import Ensemble, Origin
 from ensemble.errors import ModelError
-from ensemble.hypernetworks.contextual import Contextual, called, split_example
+from ensemble.hypernetworks.contextual import Contextual, called, captured_target, split_example
 from ensemble.hypernetworks.generated import Generated, first_bad, in_full
 from ensemble.members import Members, Progress
 from ensemble.memory import require
@@ -68,7 +68,7 @@ def generate(
             ``Gaussian(0.05, include="hypernetwork.*")``.
         members: with ``recipe``, how many.
         seed, task, noise_variance, device, dtype, progress: as for :func:`~ensemble.perturb`.
-        metadata: free JSON values to keep with it; where no recipe made the members "generated" says what did.
+        metadata: free JSON values to keep with it, beside "generated", which says which weights are generated and how.
 
     Raises:
         ModelError, ExportError: the hypernetwork's output does not fit the target, or one of them cannot be captured;
@@ -91,7 +91,7 @@ def generate(
             raise ModelError("recipe= and members= go with context=; with codes= each code is a member.")
         assert codes is not None
         drawn = _codes(hypernetwork, codes, size, seed)
-        captured = capture(target, example)
+        captured = captured_target(target, example)
         place = torch.device(device) if device is not None else captured.example[0].device
         drawn = drawn.to(captured.example[0].device)
         with torch.no_grad(), evaluating(hypernetwork):
@@ -108,6 +108,7 @@ def generate(
         raise ModelError("recipe= and members= go together: how members differ, and how many there are.")
     model = Contextual(hypernetwork, target, context=context, example=example, include=include, exclude=exclude)
     call = _call(target, context, example)
+    about = {"generated": {"context": context, "weights": model.generated.described()}}
     if recipe is not None and members is not None:
         return perturb(
             model,
@@ -118,11 +119,10 @@ def generate(
             device=device,
             dtype=dtype,
             progress=progress,
-            **common,
+            **{**common, "metadata": {**about, **(metadata or {})}},
         )
     captured = capture(model, call)
     place = torch.device(device) if device is not None else captured.example[0].device
-    about = {"generated": {"context": context, "weights": model.generated.described()}}
     # One member: of all that it reads the smallest tensor stands for what members have of their own.
     floating = [name for name, weight in captured.weights.items() if weight.is_floating_point()]
     own = min(floating, key=lambda name: captured.weights[name].numel())

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 import ensemble
-from ensemble.errors import InputError, ModelError
+from ensemble.errors import ExportError, InputError, ModelError
 
 
 def target() -> nn.Module:
@@ -153,6 +153,15 @@ def test_what_does_not_fit_is_refused_with_what_would(settings, said):
     arguments = {"hypernetwork": Told(), "context": "code", "example": (X, CODES), **settings}
     with pytest.raises(ModelError, match=said):
         ensemble.Contextual(arguments.pop("hypernetwork"), target(), **arguments)
+
+
+def test_a_target_that_cannot_be_exported_is_not_told_to_be_live():
+    class Branching(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input if float(input.sum()) > 0 else -input)
+
+    with pytest.raises(ExportError, match="target of generated weights must be exported; live=True is not for it"):
+        ensemble.Contextual(nn.Linear(2, 8), Branching(3, 2), context="code", example=(X, CODES))
 
 
 def test_calls_that_do_not_fit_are_refused(model):

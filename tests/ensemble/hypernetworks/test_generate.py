@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import ensemble
 import ensemble.hypernetworks.contextual
@@ -38,7 +39,7 @@ def _captured_once():
     found = capture(target(), X)
 
     def cached(module, example):
-        return found if type(module) is nn.Sequential else capture(module, example)
+        return found if type(module) is nn.Sequential and type(module[0]) is nn.Conv2d else capture(module, example)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ensemble.hypernetworks.contextual, "capture", cached)
@@ -132,7 +133,42 @@ def test_members_of_a_context_model_are_perturbed_hypernetworks(recipe, tmp_path
     made.save(tmp_path / "m")
     assert torch.equal(ensemble.load(tmp_path / "m")(X, CODES), made(X, CODES))
     assert made.check() < 1e-4
+    assert made.metadata["generated"]["context"] == "code"
     assert (made.predict(X, CODES, statistics=["mutual_information"]).mutual_information > 0).all()
+
+
+class Factors(nn.Module):
+    """Low-rank deltas that are read off the code, without a product of its own."""
+
+    def __init__(self, rank: int, *sizes: tuple[int, int]) -> None:
+        super().__init__()
+        self.rank, self.sizes = rank, sizes
+
+    def forward(self, code: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        parts = iter(code.split([n * self.rank for size in self.sizes for n in size], 1))
+        return {
+            f"{2 * number}.weight": (next(parts).unflatten(1, (outputs, -1)), next(parts).unflatten(1, (inputs, -1)))
+            for number, (outputs, inputs) in enumerate(self.sizes)
+        }
+
+
+def test_low_rank_deltas_take_thin_products_alone():
+    """Counted: one product with the trained matrix, and two thin ones, for each row; no matrix of any row's own."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 30))
+    hyper = Factors(2, (50, 40), (30, 50))
+    rows, members = 5, 3
+    x, codes = torch.randn(rows, 40), torch.randn(rows, 2 * 170)
+    made = ensemble.generate(hyper, network, context="code", example=(x, codes))
+    whole, thin = 40 * 50 + 50 * 30, 2 * (40 + 50 + 50 + 30)
+    with FlopCounterMode(display=False) as counter:
+        made(x, codes)
+    assert counter.get_total_flops() == 2 * rows * (whole + thin)
+    made = ensemble.generate(hyper, network, codes=codes[:members], example=x)
+    with FlopCounterMode(display=False) as counter:
+        made(x)
+    # All members see the same rows, so the first layer's product with the trained matrix is one for all of them.
+    assert counter.get_total_flops() == 2 * rows * (40 * 50 + members * (50 * 30 + thin))
 
 
 class Added(nn.Module):
