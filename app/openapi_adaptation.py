@@ -31,7 +31,11 @@ ADAPT: dict[str, Any] = {
             "additionalProperties": False,
             "properties": {
                 "inputs": _ROWS,
-                "targets": {"type": "array", "minItems": 1, "description": "a class, or values, for each row"},
+                "targets": {
+                    "description": "a class, or values, for each row; of a model with several outputs an object with "
+                    "such a list for some of them",
+                    "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "minProperties": 1}],
+                },
             },
             "description": "examples that every member adapts to",
         },

@@ -17,8 +17,7 @@ from dataclasses import replace
 import torch
 
 from app.acceleration import Accelerator
-from app.adaptation import Adaptation
-from app.adapter import Adapter
+from app.adaptation import Adaptation, Adapter
 from app.batching import Answer, Batcher, Call, Outcome
 from app.engine import Engine, pick_device
 from app.errors import BadRequest, Unavailable
@@ -96,7 +95,7 @@ class Service:
                 settings.max_weights,
             )
         )
-        self.adaptation = Adaptation(settings, self.batcher, lambda: self.alive, self.repository.is_served)
+        self.adaptation = Adaptation(settings, self.batcher, self.repository.is_served)
         # Nobody knows whether it will ever end, and another instance can answer those that wait for it.
         self.engine.on_overdue = lambda: self.batcher.give_up_waiting(Unavailable(_STUCK), "stuck")
         self.accelerator = Accelerator(self.engine, planning)
@@ -150,6 +149,9 @@ class Service:
         if not self.alive:
             self.metrics.refused(model, "stuck")
             raise Unavailable(_STUCK)
+        received = time.perf_counter() if arrived is None else arrived
+        if request.adapt is not None or request.adapted is not None:
+            return await self.adaptation.answer(model, request, received)
         options, question, count = request.options, request.options.question, len(model.ensemble)
         outputs = tuple(output.name for output in request.outputs)
         variants = self.variants.of(model)
@@ -161,13 +163,12 @@ class Service:
         if request.targets:
             model.check_targets(request.targets, request.rows)
         timeout = self.settings.default_timeout if options.timeout is None else options.timeout
-        received = time.perf_counter() if arrived is None else arrived
         answer = await self.batcher.submit(
             model if own is None else variants,
             {**request.inputs, **request.targets} if request.targets else request.inputs,
             outputs,
             request.rows,
-            question=model.plainest(question, outputs) if own is None else replace(question, kind=own.kind),
+            question=model.plainest(question, outputs) if own is None else replace(question, kind=own.sharing),
             own=own,
             priority=options.priority,
             deadline=math.inf if timeout is None else received + timeout,

@@ -39,7 +39,7 @@ def request(settled: Settled, path: str, document: Mapping[str, Any], request_id
     return settled.request("POST", path, body, _JSON | settled.identity(request_id))
 
 
-def support(examples: tuple[Inputs, ArrayLike]) -> dict[str, Any]:
+def support(examples: tuple[Inputs, Inputs]) -> dict[str, Any]:
     """The examples of a request.
 
     Raises:
@@ -47,7 +47,7 @@ def support(examples: tuple[Inputs, ArrayLike]) -> dict[str, Any]:
     """
     if not isinstance(examples, tuple) or len(examples) != 2:
         raise InputError("support must be (inputs, targets)")
-    return {"inputs": rows(examples[0], "support"), "targets": _array(examples[1], "targets")}
+    return {"inputs": _named(examples[0], "support"), "targets": _named(examples[1], "targets")}
 
 
 def rows(inputs: Inputs | None, what: str) -> Any:
@@ -56,9 +56,7 @@ def rows(inputs: Inputs | None, what: str) -> Any:
     Raises:
         InputError: they are no numbers, or not finite.
     """
-    if isinstance(inputs, Mapping):
-        return {name: _array(array, name) for name, array in inputs.items()}
-    return None if inputs is None else _array(inputs, what)
+    return None if inputs is None else _named(inputs, what)
 
 
 def decode(response: httpx.Response) -> Result:
@@ -89,6 +87,12 @@ def decode(response: httpx.Response) -> Result:
 
 def _said(document: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _said(value) if key == "parameters" else value for key, value in document.items() if value is not None}
+
+
+def _named(given: Inputs, what: str) -> Any:
+    if isinstance(given, Mapping):
+        return {name: _array(array, name) for name, array in given.items()}
+    return _array(given, what)
 
 
 def _array(given: ArrayLike, what: str) -> NDArray[Any]:

@@ -138,7 +138,7 @@ class Client:
 
     def adapt(
         self,
-        support: tuple[Mapping[str, ArrayLike] | ArrayLike, ArrayLike],
+        support: tuple[Mapping[str, ArrayLike] | ArrayLike, Mapping[str, ArrayLike] | ArrayLike],
         queries: Mapping[str, ArrayLike] | ArrayLike | None = None,
         outputs: Sequence[str] | None = None,
         *,
@@ -160,7 +160,8 @@ class Client:
         """What a model says once it is adapted to examples; of a service with ``--adaptation``.
 
         Args:
-            support: (inputs, targets), the examples; inputs as of :meth:`infer`.
+            support: (inputs, targets), the examples; inputs as of :meth:`infer`, targets of several outputs by their
+                names, for all of them or some.
             queries: inputs that the adapted model is asked about; may be left out with ``keep_seconds``.
             outputs: statistics to ask for; the model's defaults by default.
             steps, learning_rate, loss: of the gradient descent; the service's by default.

@@ -5,6 +5,7 @@ past this package meets a malformed request. Two APIs are read, V2 (`v2`) and a 
 (`plain`), to one and the same `InferRequest`.
 """
 
+from app.protocol.adapting import NOT_ADAPTING, Adapt, Adapting
 from app.protocol.bringing import NOTHING_BROUGHT, Bringable, Perturbed, WeightSpec
 from app.protocol.datatypes import (
     DATATYPES,
@@ -36,8 +37,11 @@ __all__ = [
     "LONGEST_TIMEOUT",
     "MOST_LEVELS",
     "NOTHING_BROUGHT",
+    "NOT_ADAPTING",
     "PRIORITIES",
     "TIMEOUT_HEADER",
+    "Adapt",
+    "Adapting",
     "Bringable",
     "Datatype",
     "EncodedResponse",

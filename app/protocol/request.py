@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from app.errors import BadRequest
+from app.protocol.adapting import Adapt
 from app.protocol.bringing import Perturbed
 from app.protocol.tensors import TensorSpec
 from app.protocol.wording import describe, listing, quote
@@ -92,6 +93,8 @@ class InferRequest:
             target's name.
         perturbation: what the members are to be, instead of the model's.
         weights: weights that the members are to have, by name, each of the weight's shape or with the members first.
+        adapt: the examples that the members are to be adapted to; rows may be 0 then.
+        adapted: the handle of the adapted members that are asked instead of the model's.
     """
 
     id: str | None
@@ -102,6 +105,8 @@ class InferRequest:
     targets: dict[str, NDArray[Any]] = field(default_factory=dict)
     perturbation: Perturbed | None = None
     weights: dict[str, NDArray[Any]] = field(default_factory=dict)
+    adapt: Adapt | None = None
+    adapted: str | None = None
 
 
 def read_id(document: dict[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from app.errors import BadRequest, PayloadTooLarge
+from app.protocol.adapting import NOT_ADAPTING, Adapting, read_handle
 from app.protocol.bringing import NOTHING_BROUGHT, Bringable, WeightSpec
 from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_v2_options
@@ -60,6 +61,7 @@ def decode_infer(
     targets: Mapping[str, TensorSpec] = NOTHING,
     lacking: Mapping[str, str] = NOTHING,
     brings: Bringable = NOTHING_BROUGHT,
+    adapts: Adapting = NOT_ADAPTING,
 ) -> InferRequest:
     """Decodes an infer request; every way in which it can be wrong is a `BadRequest`.
 
@@ -75,12 +77,19 @@ def decode_infer(
             one input more.
         lacking: outputs that the model would have if it were made otherwise: by name, what to do.
         brings: what the request may bring of its own.
+        adapts: what the model may be adapted to.
     """
     if json_length == 0:
         return _decode_raw(body, specs, default_outputs, Options(timeout=timeout))
     text, tail = _split(body, json_length)
     document = parse_json(text)
     parameters = optional_object(document, "parameters", "parameters")
+    adapting = adapts.asked_by_v2(document, [spec.name for spec in specs])
+    if adapting:
+        if brings.from_v2(parameters) is not None:
+            raise BadRequest("a request may ask for adapted members or for a perturbation, however: both")
+        outputs, default_outputs, targets, lacking = adapts.outputs, adapts.defaults, NOTHING, NOTHING
+        brings = NOTHING_BROUGHT
     perturbation = brings.from_v2(parameters)
     if perturbation is not None:
         # They are the perturbation's, not how many of the model's are used.
@@ -90,6 +99,8 @@ def decode_infer(
     request_id = read_id(document)
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default, lacking)
     known = (*specs, *targets.values()) if targets else specs
+    if adapting:
+        known = (*specs, *adapts.v2_inputs)
     inputs = _read_inputs(document.get("inputs"), known, tail, json_length is not None, may_hold_booleans(text), brings)
     weights = {}
     if brings.weights:
@@ -98,7 +109,13 @@ def decode_infer(
     asked = {}
     if targets:
         asked = {spec.name: inputs.pop(spec.name) for spec in targets.values() if spec.name in inputs}
-    rows = common_rows(inputs, specs)
+    adapt = adapts.from_v2(parameters, inputs) if adapting else None
+    rows = common_rows(inputs, specs) if inputs or adapt is None else 0
+    if adapting:
+        adapts.check_queries(rows, adapt, document.get("outputs"))
+        handle = read_handle(parameters)
+        requested = requested if rows else ()
+        return InferRequest(request_id, inputs, requested, rows, options, adapt=adapt, adapted=handle)
     if targets:
         check_targets(asked, rows, requested, targets)
     return InferRequest(request_id, inputs, requested, rows, options, asked, perturbation, weights)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
-from app.adaptation import Adaptation, Adapted
-from app.batching import Answer
-from app.kept import Kept
-from app.protocol import decode_predict, encode_predict
+from app.adaptation import Adaptation, Kept
+from app.protocol import InferRequest, decode_predict, encode_predict
 from app.protocol.adaptation import decode_adapt
-from app.routes.common import body_of, chosen_model, details_of, json_response, service_of, timeout_of
-from app.routes.gone import unless_gone
+from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
 
 router = APIRouter(prefix="/v1", tags=["Adaptation"])
-
-T = TypeVar("T")
 
 
 @router.post("/models/{name}/adapt", summary="Adapt a model to examples, and ask what came of it")
@@ -35,8 +28,8 @@ async def adapt_version(request: Request, name: str, version: str) -> Response:
 @router.post("/adapted/{handle}/predict", summary="Ask an adapted model that was kept")
 async def predict(request: Request, handle: str) -> Response:
     adaptation = _adaptation(request)
-    kept, model = _found(request, handle)
-    about = adaptation.about(model)
+    _, model = _found(request, handle)
+    about = adaptation.of(model)
     asked = decode_predict(
         await body_of(request),
         model.inputs,
@@ -45,19 +38,14 @@ async def predict(request: Request, handle: str) -> Response:
         most_members=about.members,
         timeout=timeout_of(request),
     )
-    answer = await _wait(request, asked.rows, adaptation.ask(kept, model, asked, _arrived(request)))
-    _note(request, model, answer)
-    details = details_of(model, answer) | {"adapted": _described(adaptation, kept)}
-    return Response(
-        encode_predict(model.name, model.version, asked, answer.arrays, details), media_type="application/json"
-    )
+    return await _answer(request, model, replace(asked, adapted=handle))
 
 
 @router.get("/adapted/{handle}", summary="An adapted model that was kept")
 async def describe(request: Request, handle: str) -> Response:
     adaptation = _adaptation(request)
     kept, model = _found(request, handle)
-    return json_response({"model": model.name, "version": model.version, **_described(adaptation, kept)})
+    return json_response({"model": model.name, "version": model.version, **adaptation.described(kept)})
 
 
 @router.delete("/adapted/{handle}", summary="Forget an adapted model")
@@ -69,22 +57,13 @@ async def forget(request: Request, handle: str) -> Response:
 async def _adapt(request: Request, name: str, version: str | None = None) -> Response:
     adaptation = _adaptation(request)
     model = chosen_model(request, name, version)
-    asked = decode_adapt(
-        await body_of(request), adaptation.about(model), adaptation.limits, timeout=timeout_of(request)
-    )
-    found: Adapted = await _wait(request, asked.query.rows, adaptation.adapt(model, asked, _arrived(request)))
-    _note(request, model, found.answer)
-    details = details_of(model, found.answer)
-    details["adaptation"] = {
-        "steps": asked.steps,
-        "learning_rate": asked.learning_rate,
-        "loss": asked.loss,
-        "loss_before": found.before,
-        "loss_after": found.after,
-    }
-    if found.kept is not None:
-        details["adapted"] = _described(adaptation, found.kept)
-    body = encode_predict(model.name, model.version, asked.query, found.answer.arrays, details)
+    asked = decode_adapt(await body_of(request), adaptation.of(model), timeout=timeout_of(request))
+    return await _answer(request, model, asked)
+
+
+async def _answer(request: Request, model: Served, asked: InferRequest) -> Response:
+    answer = await ask(request, model, asked)
+    body = encode_predict(model.name, model.version, asked, answer.arrays, details_of(model, answer))
     return Response(body, media_type="application/json")
 
 
@@ -98,31 +77,3 @@ def _found(request: Request, handle: str) -> tuple[Kept[Served], Served]:
     kept, model = _adaptation(request).store.find(handle)
     request.state.model, request.state.version = model.name, model.version
     return kept, model
-
-
-def _described(adaptation: Adaptation, kept: Kept[Served]) -> dict[str, Any]:
-    return {
-        "handle": kept.handle,
-        "expires_in_seconds": round(adaptation.store.seconds_left(kept), 3),
-        "bytes": kept.nbytes,
-    }
-
-
-def _arrived(request: Request) -> float:
-    state = request.state
-    return float(getattr(state, "received_at", state.read_at))
-
-
-async def _wait(request: Request, rows: int, answer: Awaitable[T]) -> T:
-    state = request.state
-    state.decoded = time.perf_counter() - state.read_at
-    state.rows, state.asked_at = rows, time.time_ns()
-    return await unless_gone(request.receive, answer)
-
-
-def _note(request: Request, model: Served, answer: Answer) -> None:
-    """For the log, the metrics and the headers."""
-    state = request.state
-    state.answered_at = time.perf_counter()
-    state.members = len(model.ensemble) if answer.members is None else answer.members
-    state.answer = answer

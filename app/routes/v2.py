@@ -85,8 +85,8 @@ async def infer_with_version(request: Request, name: str, version: str) -> Respo
 def _metadata(request: Request, name: str, version: str | None = None) -> Response:
     model = chosen_model(request, name, version)
     explained = explain_v2_options(len(model.ensemble), model.confidence_level)
-    brings = service_of(request).variants.of(model).bringable
-    return json_response(metadata(request, model, explained | brings.explain_v2()))
+    brings, adapts = service_of(request).variants.of(model).bringable, service_of(request).adaptation.of(model)
+    return json_response(metadata(request, model, explained | brings.explain_v2() | adapts.explain_v2()))
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
@@ -109,12 +109,16 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         timeout=timeout_of(request),
         targets=model.targets,
         lacking=model.lacking,
+        adapts=service_of(request).adaptation.of(model),
     )
     answer = await ask(request, model, asked)
     datatypes = {name: output.datatype for name, output in model.outputs.items()}
     details = details_of(model, answer)
     # As they are asked for here: next to each other, each one value.
-    details |= {name: value for name, value in details.pop("perturbation", {}).items() if not isinstance(value, list)}
+    details |= details.pop("perturbation", {})
+    details |= details.pop("adaptation", {})
+    if kept := details.pop("adapted", None):
+        details |= {"adapted": kept["handle"], "expires_in_seconds": kept["expires_in_seconds"], "bytes": kept["bytes"]}
     encoded = encode_infer(model.name, model.version, asked, answer.arrays, datatypes, details)
     return Response(encoded.body, headers=encoded.headers, media_type=encoded.content_type)
 
@@ -151,6 +155,7 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
             # Not among the inputs: clients would take each for one that has a batch and must come.
             **({"weight_inputs": weights} if (weights := brings.described()) else {}),
             **({"perturbation_parameters": names} if (names := brings.names) else {}),
+            **({"adaptation": about} if (about := service_of(request).adaptation.of(model).described()) else {}),
         },
     }
 

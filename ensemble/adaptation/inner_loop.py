@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from ensemble.program.program import Weights
 
 # What is called before each step, with its number from 0; what it raises ends the loop.
 Before = Callable[[int], None]
+# Of all weights, or of each by name.
+Rates = float | Tensor | Mapping[str, float | Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,7 @@ def one_by_one(
     return stacked(each)
 
 
-def step_sizes(lr: float | Tensor | Mapping[str, float | Tensor], weights: Weights) -> dict[str, Tensor | float]:
+def step_sizes(lr: Rates, weights: Weights) -> dict[str, Tensor | float]:
     """The step size of each weight.
 
     Args:
@@ -171,14 +173,24 @@ def _step_size(name: str, rate: object, weight: Tensor) -> Tensor | float:
     return float(rate)
 
 
-def not_differentiable(error: RuntimeError) -> ModelError | None:
-    """What to tell of a model that has no gradient; None if that is not what is wrong."""
-    text = str(error)
-    if "derivative for" in text or "is not differentiable" in text or "does not require grad" in text:
-        return ModelError(f"The model cannot be adapted, since an operation has no gradient: {text.splitlines()[0]}")
-    if "in-place" in text or "running_mean" in text:
-        return ModelError(
-            "The model changes its own buffers while it runs, which tasks would share: call model.eval(), or use a "
-            "normalisation that keeps no statistics (track_running_stats=False, GroupNorm)."
-        )
-    return None
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say in words what of a model gradient steps cannot follow.
+
+    Raises:
+        ModelError: an operation has no gradient, or the model changes its own buffers.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "derivative for" in text or "is not differentiable" in text or "does not require grad" in text:
+            raise ModelError(
+                f"The model cannot be adapted, since an operation has no gradient: {text.splitlines()[0]}"
+            ) from error
+        if "in-place" in text or "running_mean" in text:
+            raise ModelError(
+                "The model changes its own buffers while it runs, which tasks would share: call model.eval(), or use a "
+                "normalisation that keeps no statistics (track_running_stats=False, GroupNorm)."
+            ) from error
+        raise

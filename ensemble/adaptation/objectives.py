@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,11 @@ from ensemble.losses import cross_entropy, gaussian
 from ensemble.tasks import Head, Task
 
 Name = Literal["cross_entropy", "mse", "gaussian_nll"]
+# Of a model that makes several predictions, of some of them by their names; or whatever a function takes.
+Targets = Tensor | Mapping[str, Tensor]
 # A name, or a function of what the model returns and the targets.
-Loss = str | Callable[[Any, Tensor], Tensor]
-Judge = Callable[[Sequence[Tensor], Tensor], Tensor]
+Loss = str | Callable[[Any, Any], Tensor]
+Judge = Callable[[Sequence[Tensor], Any], Tensor]
 
 # Those that fit a task, its default first.
 OF_TASK: dict[Task, tuple[Name, ...]] = {
@@ -27,7 +29,7 @@ OF_TASK: dict[Task, tuple[Name, ...]] = {
 LOSSES: tuple[Name, ...] = ("cross_entropy", "mse", "gaussian_nll")
 
 
-def named(loss: str) -> Judge:
+def named(loss: str) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
     """A loss by its name, of outputs that have their rows first.
 
     Returns:
@@ -52,8 +54,11 @@ def of_task(loss: str | None, task: Task, heads: Sequence[Head]) -> Judge:
     Args:
         loss: by default that of the task.
 
+    Returns:
+        A function of the outputs and the targets. Of targets by name it is the sum over the predictions that have one.
+
     Raises:
-        InputError: there is no such loss, the task does not have it, or the model makes several predictions.
+        InputError: there is no such loss, or the task does not have it.
     """
     fitting = OF_TASK[task]
     if loss is None and task == "raw":
@@ -61,19 +66,23 @@ def of_task(loss: str | None, task: Task, heads: Sequence[Head]) -> Judge:
     name = fitting[0] if loss is None else loss
     if name not in fitting:
         raise InputError(f"The loss of the task {task!r} must be {' or '.join(fitting)}, however: {name!r}.")
-    if len(heads) != 1:
-        raise InputError(
-            f"This model makes {len(heads)} predictions ({', '.join(head.name for head in heads)}) and a loss by name "
-            "is of one: give loss= a function of its outputs and the targets."
-        )
-    head, function = heads[0], named(name)
-    return lambda outputs, targets: function([outputs[i].movedim(head.batch_dim, 0) for i in head.outputs], targets)
+    function, by_name = named(name), {head.name: head for head in heads}
+
+    def one(head: Head, outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+        return function([outputs[i].movedim(head.batch_dim, 0) for i in head.outputs], targets)
+
+    def judge(outputs: Sequence[Tensor], targets: Targets) -> Tensor:
+        if isinstance(targets, Mapping):
+            return torch.stack([one(by_name[key], outputs, some) for key, some in targets.items()]).sum()
+        return one(heads[0], outputs, targets)
+
+    return judge
 
 
-def scalar(loss: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+def scalar(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     """A caller's loss; of several numbers the mean."""
 
-    def whole(outputs: Any, targets: Tensor) -> Tensor:
+    def whole(outputs: Any, targets: Any) -> Tensor:
         value = loss(outputs, targets)
         if not isinstance(value, Tensor):
             raise InputError(f"loss must give a tensor, however: {type(value).__name__}.")

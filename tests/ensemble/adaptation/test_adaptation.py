@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import ensemble
 from ensemble import InputError, ModelError, RecipeError
-from ensemble.adaptation import adaptable
+from ensemble.adaptation import members
 from ensemble.members import Members
 from tests.reference import call, tensors
 from tests.scenarios import SCENARIOS
@@ -280,6 +280,45 @@ def test_classes_have_the_cross_entropy():
     assert adapted.predict(Q).label.shape == (TASKS, ROWS)
 
 
+class Two(nn.Module):
+    """Two predictions of one hidden layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.policy, self.value = nn.Linear(2, 5), nn.Linear(5, 3), nn.Linear(5, 1)
+
+    def forward(self, x):
+        hidden = self.first(x).tanh()
+        return {"policy": self.policy(hidden), "value": self.value(hidden)}
+
+
+def test_several_predictions_are_made_right_at_once_or_some_of_them():
+    torch.manual_seed(0)
+    model = Two().double()
+    made = ensemble.perturb(model, ensemble.Gaussian(0.2), members=2, example=draw(2, 2), task="regression")
+    value = draw(TASKS, SHOTS, 1, seed=8)
+
+    def both(found, y):
+        return F.mse_loss(found["policy"], y[0]) + F.mse_loss(found["value"], y[1])
+
+    def one(found, y):
+        return F.mse_loss(found["value"], y)
+
+    for targets, loss, wanted in (({"policy": Y, "value": value}, both, (Y[1], value[1])),
+                                  ({"value": value[..., 0]}, one, value[1])):  # fmt: skip
+        adapted = ensemble.adapt(made, (X, targets), steps=2, lr=0.1)
+        start = {n: w.clone().requires_grad_() for n, w in made.member(1).items()}
+        names = [n for n in start if "policy" in targets or not n.startswith("policy")]
+        own = unrolled(model, start, X[1], wanted, loss, 2, 0.1, names=names)
+        for name, weight in own.items():
+            assert torch.allclose(adapted.weights[name][1, 1], weight, rtol=0, atol=1e-9)
+    assert adapted.predict(Q).flat()["policy.mean"].shape == (TASKS, ROWS, 3)
+    for problem, wrong in {"give targets by name, of policy, value": Y, "however: reward": {"reward": Y},
+                           "Targets must have shape": {"value": Y}}.items():  # fmt: skip
+        with pytest.raises(InputError, match=problem):
+            ensemble.adapt(made, (X, wrong))
+
+
 # The recurrent ones are refused by vmap, and run one after the other.
 @pytest.mark.parametrize("name", ["cnn", "gru", "encoder", "many_inputs", "tied", "norms"])
 def test_models_of_every_kind_adapt(made, name):
@@ -328,7 +367,7 @@ def test_what_cannot_be_is_refused(net, monkeypatch):
         ensemble.adapt(Members(1, {}, {}), (X, Y))
     with pytest.raises(ModelError, match="changes its own buffers"):
         ensemble.adapt(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).double(), (X, Y), "mse")
-    monkeypatch.setattr(adaptable, "available", lambda _: 2000)
+    monkeypatch.setattr(members, "available", lambda _: 2000)
     with pytest.raises(ensemble.MemoryLimitError, match="What would fit: 0 tasks at a time, fewer members"):
         ensemble.adapt(made, (X, Y))
 

@@ -59,12 +59,16 @@ class Store(Generic[T]):
         most: how many; 0 for none.
         nbytes: of all their weights.
         served: whether a model is still served.
+
+    Attributes:
+        used: bytes of the weights that are kept.
     """
 
     def __init__(self, most: int, nbytes: int, served: Callable[[T], bool]) -> None:
         self.most = most
         self.nbytes = nbytes
         self._served = served
+        self.used = 0
         self._kept: dict[str, Kept[T]] = {}
         # Of requests that are being computed: how many, and their bytes.
         self._coming = [0, 0]
@@ -72,11 +76,6 @@ class Store(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._kept)
-
-    @property
-    def used(self) -> int:
-        """Bytes of the weights that are kept."""
-        return sum(kept.nbytes for kept in self._kept.values())
 
     @contextlib.contextmanager
     def room(self, nbytes: int) -> Iterator[None]:
@@ -121,6 +120,7 @@ class Store(Generic[T]):
         if model is not None:
             kept.model = weakref.ref(model, unloaded)
         self._kept[handle] = kept
+        self.used += kept.nbytes
         return kept
 
     def find(self, handle: str) -> tuple[Kept[T], T]:
@@ -168,6 +168,7 @@ class Store(Generic[T]):
         kept = self._kept.pop(handle, None)
         if kept is None:
             return
+        self.used -= kept.nbytes
         if kept.timer is not None:
             kept.timer.cancel()
         self._ended[handle] = reason

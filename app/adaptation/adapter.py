@@ -18,17 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.adaptation.kept import Kept
 from app.batching import Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest
-from app.kept import Kept
 from app.protocol import Question
 from app.served import Served, to_tensor
 from ensemble import EnsembledError, MemoryLimitError
+from ensemble.adaptation import evaluation
 from ensemble.adaptation.adaptable import Adaptable
+from ensemble.adaptation.members import adapt_members
 from ensemble.prediction import Prediction
 from ensemble.variants.grouped import pad
 
-SUPPORT, QUERY, TARGETS = "support.", "query.", "targets"
+SUPPORT, QUERY, TARGETS = "support.", "query.", "targets."
 # Choices of weights for which what runs is kept.
 _MOST_CHOICES = 4
 
@@ -149,9 +151,9 @@ class Adapter:
     def _descend(self, call: Call, asked: Descent) -> Outcome:
         adaptable = self._adaptable(asked.choice)
         support = {spec.name: to_tensor(call.inputs[SUPPORT + spec.name]) for spec in self._specs}
-        targets = to_tensor(call.inputs[TARGETS])
+        targets = {n.removeprefix(TARGETS): to_tensor(a) for n, a in call.inputs.items() if n.startswith(TARGETS)}
         queries = {spec.name: to_tensor(call.inputs[QUERY + spec.name]) for spec in self._specs} if call.outputs else {}
-        rows = max(targets.shape[1], *(tensor.shape[1] for tensor in queries.values())) if queries else targets.shape[1]
+        rows = max(tensor.shape[1] for tensor in (*support.values(), *queries.values()))
         step = max(1, min(call.rows, self._memory // adaptable.task_bytes(rows)))
         end = time.perf_counter() + self._seconds
 
@@ -162,8 +164,10 @@ class Adapter:
         parts = []
         for start in range(0, call.rows, step):
             some = slice(start, start + step)
-            adapted = adaptable.adapt(
-                (({name: tensor[some] for name, tensor in support.items()},), targets[some]),
+            wanted = {name: tensor[some] for name, tensor in targets.items()}
+            adapted = adapt_members(
+                adaptable,
+                (({name: tensor[some] for name, tensor in support.items()},), wanted.get("", wanted)),
                 asked.loss,
                 asked.steps,
                 asked.learning_rate,
@@ -213,10 +217,10 @@ class Adapter:
         outputs: Any,
         question: Question,
     ) -> dict[str, NDArray[Any]]:
-        asked = adaptable.asked(
-            list(outputs), sum(counts), confidence_level=question.confidence_level, levels=question.levels
+        asked = evaluation.asked(
+            adaptable, list(outputs), sum(counts), confidence_level=question.confidence_level, levels=question.levels
         )
-        found = adaptable.condensed(weights, inputs, counts, asked)
+        found = evaluation.condensed(adaptable, weights, inputs, counts, asked)
         flat = Prediction(found, adaptable.members, len(asked.heads) > 1).flat()
         return {name: flat[name].cpu().numpy() for name in outputs}
 
