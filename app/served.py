@@ -28,6 +28,11 @@ DATATYPES = {
     torch.float16: "FP32", torch.bfloat16: "FP32",
 }  # fmt: skip
 
+# What searching for quantiles may cost: a member's distribution function, searched once, counts 1. In all of a request,
+# and in one row, since the rows of many requests may share a call.
+MOST_SEARCHED = 2**24
+MOST_SEARCHED_IN_A_ROW = 2**18
+
 
 @dataclass(frozen=True)
 class OutputSpec:
@@ -117,6 +122,33 @@ class Served:
             members=None if question.members == len(self.ensemble) else question.members,
             confidence_level=None if "confidence_level" not in used or level == self.confidence_level else level,
             levels=None if "levels" not in used or levels == LEVELS else levels,
+        )
+
+    def check_searches(self, outputs: Collection[str], rows: int, members: int, question: Question) -> None:
+        """That quantiles are not so many that the calls of others would have to wait for them.
+
+        Args:
+            outputs: what is asked for.
+            rows: of the request.
+            members: that are asked.
+            question: its levels.
+
+        Raises:
+            BadRequest: they are; the text says how many would do.
+        """
+        levels = len(LEVELS if question.levels is None else question.levels)
+        quantiles = self.ensemble.outputs.searches(list(outputs), levels) if outputs else 0
+        if quantiles * members * max(rows, MOST_SEARCHED // MOST_SEARCHED_IN_A_ROW) <= MOST_SEARCHED:
+            return
+        searched = f"{quantiles} quantiles in each row (levels times elements) of the mixture of {members} members"
+        if quantiles * members <= MOST_SEARCHED_IN_A_ROW:
+            most = MOST_SEARCHED // (quantiles * members)
+            raise BadRequest(f"a request for {searched} may have {most} rows at most, however: {rows}")
+        most = MOST_SEARCHED_IN_A_ROW // quantiles
+        would = f", or {most} members at most" if most else ""
+        raise BadRequest(
+            f"{searched} are too many, since quantiles times members may be {MOST_SEARCHED_IN_A_ROW}; ask for fewer "
+            f"levels or outputs{would}"
         )
 
     def check_targets(self, targets: Arrays, rows: int) -> None:

@@ -160,6 +160,8 @@ class Service:
             raise BadRequest(f"members must be between 1 and {count}, however: {question.members}")
         if question.tolerance is not None:
             _check_tolerance(model, outputs, question.tolerance)
+        members = own.kind.count if own is not None else question.members or count
+        model.check_searches(outputs, request.rows, members, question)
         if request.targets:
             model.check_targets(request.targets, request.rows)
         timeout = self.settings.default_timeout if options.timeout is None else options.timeout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -96,6 +97,19 @@ class Outputs:
         check(names, self._having, self._lacking, self.task)
         return tuple(self._having[name] for name in dict.fromkeys(names))
 
+    def searches(self, names: Sequence[str] | None, levels: int = len(LEVELS)) -> int:
+        """How many quantiles of the mixture are searched for in each row; each search goes through all members.
+
+        Args:
+            names: of statistics, as for :meth:`asked`.
+            levels: how many levels are asked for.
+        """
+        return sum(
+            (levels if s.searches < 0 else s.searches) * math.prod(max(1, size) for size in head.trailing)
+            for head, statistics in self.resolve(names)
+            for s in statistics
+        )
+
     def asked(
         self,
         names: Sequence[str] | None,
@@ -152,7 +166,14 @@ class Outputs:
                 )
         else:
             target = {heads[0].name: target}
-        return {head.name: checked_targets(torch.as_tensor(target[head.name]), rows, self.task, head) for head in heads}
+        return {head.name: checked_targets(_as_tensor(target[head.name]), rows, self.task, head) for head in heads}
+
+
+def _as_tensor(target: Any) -> Tensor:
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"target must be a tensor, array or list of numbers, however: {str(error)[:200]}.") from error
 
 
 def checked_level(level: Any) -> float:

@@ -36,7 +36,8 @@ SOURCE is FILE.py:NAME or package.module:NAME. NAME is a module, or a function w
   model                            or
   (model, example)                 or
   (model, example, metadata)       or
-  a list of models in place of one: separately trained members, stacked as they are.
+  a list of models in place of one: separately trained members, stacked as they are; with --recipe each becomes
+  several members.
 The example is what the model is called with (a tensor, a tuple of positional or a dict of named arguments), the first
 dimension of each tensor being the batch. The file is run, so it must be your own.
 
@@ -56,6 +57,8 @@ examples:
 
 
 _LONGEST_REASON = 300
+# Not what several models become, and not what needs snapshots, which no option holds.
+_ASKED = sorted(recipes.keys() - {"stacked", "swag"})
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the members' noise (default: 0)")
     parser.add_argument(
         "--recipe",
-        choices=[AUTO, *sorted(recipes)],
+        choices=[AUTO, *_ASKED],
         help="how members are made (default: gaussian, with --data auto: the best of all)",
     )
     parser.add_argument("--scale", type=float, help="the recipe's scale: noise relative to each weight")
@@ -127,15 +130,20 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
     device = None if args.device is None else pick_device(args.device)
     settings = dict(_setting(text) for text in args.set) | ({} if args.scale is None else {"scale": args.scale})
     fitting.check(args, settings)
+    chosen = args.recipe
     args.recipe = args.recipe or (AUTO if args.data else "gaussian")
     if settings and not args.data:
         _recipe(args.recipe, settings)
     data, validation = fitting.read(args)
     console.print(f"running {args.source} ...", markup=False, soft_wrap=True)
     models, example, metadata = _source(args.source)
-    if len(models) > 1 and (settings or args.weights or args.data):
-        raise BuildError(f"{args.source} gives {len(models)} models, stacked as they are: without --scale, --set, "
-                         "--weights and --data")  # fmt: skip
+    if len(models) > 1 and args.weights:
+        raise BuildError(f"--weights is for one model; {args.source} gives {len(models)}, with their weights")
+    if len(models) > 1 and data is not None and not args.no_fit:
+        raise BuildError(
+            f"{args.source} gives {len(models)} models, and one is fitted: give one, or leave --data out "
+            "(with --no-fit it is what a recipe makes the members of each model from)"
+        )
     if args.weights:
         _load_weights(models[0], args.weights)
     if args.example:
@@ -154,13 +162,13 @@ def _build(args: argparse.Namespace, console: Console) -> ensemble.Ensemble:
         made = fitting.fitted(models[0], data, validation, settings, args, console, common)
         return made.to(dtype=getattr(torch, args.dtype)) if args.dtype else made
     common["noise_variance"] = args.noise_variance
-    if len(models) > 1:
+    if len(models) > 1 and chosen is None and not settings:
         made = ensemble.stack(models, **common)
         return made.to(dtype=getattr(torch, args.dtype)) if args.dtype else made
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"drawing {args.members} members", total=None)
         return ensemble.perturb(
-            models[0],
+            models if len(models) > 1 else models[0],
             _recipe(args.recipe, settings),
             members=args.members,
             seed=args.seed,

@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--validation", type=Path, metavar="FILE", help="rows to fit to; --data are then what recipes learn from"
     )
-    group.add_argument("--budget", metavar="TIME", help="how long it may take, such as 90s or 5m (default: 60s)")
+    group.add_argument("--budget", metavar="TIME", help="how long comparing may take, such as 90s or 5m (default: 60s)")
     group.add_argument(
         "--confidence-level", type=float, metavar="P", help="of intervals and sets, unless asked for (default: 0.9)"
     )

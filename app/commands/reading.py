@@ -6,6 +6,7 @@ import json
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ def read_rows(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         ReadingError: it cannot be read as rows.
     """
+    return _read(path)
+
+
+def _read(path: Path, *, whole: bool = False) -> dict[str, NDArray[Any]]:
+    """As :func:`read_rows`, and of a request's body everything that could be rows, if it is to be whole."""
     shown = "standard input" if str(path) == "-" else str(path)
     try:
-        return {name: _rows(name, array) for name, array in _arrays(path).items()}
+        return {name: _rows(name, array) for name, array in _arrays(path, whole).items()}
     except OSError as error:
         raise ReadingError(f"{shown} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error) as error:
@@ -44,31 +50,49 @@ def read_data(path: Path, target: str | None = None) -> tuple[dict[str, NDArray[
     """Inputs by name (a lone one is named ""), and targets.
 
     Args:
-        path: ``.npz`` with named arrays, or ``.csv`` (numbers; one input, whose features are all columns but the
-            target's).
+        path: ``.npz`` or a JSON object with named arrays, the body of a request with its ``target``, or ``.csv``
+            (numbers; one input, whose features are all columns but the target's); ``-`` is JSON from standard input.
         target: the array or column of the targets: a name, or a column's number from 0, from −1 backwards; by default
             the only one of ``TARGETS`` that there is, else a table's last column.
 
     Raises:
         ReadingError: it cannot be read, or there are no such targets.
     """
+    inputs, (targets,) = read_several(path, [target])
+    return inputs, targets
+
+
+def read_several(path: Path, targets: Sequence[str | None]) -> tuple[dict[str, NDArray[Any]], tuple[NDArray[Any], ...]]:
+    """As :func:`read_data`, with the targets of several predictions.
+
+    Args:
+        path: as there.
+        targets: arrays or columns, as there.
+    """
     kind = path.suffix.lower()
-    if kind not in (".npz", ".csv"):
-        raise ReadingError(f"{path}: rows with targets are read from .npz (named arrays) or .csv (columns)")
+    if kind not in (".npz", ".csv", ".json") and str(path) != "-":
+        raise ReadingError(f"{path}: rows with targets are read from .npz or .json (named arrays) or .csv (columns)")
     if kind == ".csv":
         table, names = read_rows(path)[""], _header(path)
-        column = _column(path, names, table.shape[1], target)
-        if table.shape[1] < 2:
-            raise ReadingError(f"{path} has one column, so there are no inputs beside the target")
-        return {"": np.delete(table, column, 1)}, table[:, column]
-    arrays = read_rows(path)
+        columns = [_column(path, names, table.shape[1], target) for target in targets]
+        if table.shape[1] <= len(set(columns)):
+            has = "one column" if table.shape[1] == 1 else f"{table.shape[1]} columns"
+            raise ReadingError(f"{path} has {has}, so there are no inputs beside the target")
+        return {"": np.delete(table, columns, 1)}, tuple(table[:, column] for column in columns)
+    arrays = _read(path, whole=True)
+    chosen = [_array(path, arrays, target, len(targets)) for target in targets]
+    rest = {name: array for name, array in arrays.items() if name not in chosen}
+    return {"": next(iter(rest.values()))} if len(rest) == 1 else rest, tuple(arrays[name] for name in chosen)
+
+
+def _array(path: Path, arrays: dict[str, NDArray[Any]], target: str | None, wanted: int) -> str:
+    """The name of the array of targets."""
     found = [name for name in arrays if name in TARGETS] if target is None else [n for n in arrays if n == target]
-    if len(found) != 1 or len(arrays) < 2:
-        wanted = f"an array called {target!r}" if target is not None else f"one array called {' or '.join(TARGETS)}"
+    if len(found) != 1 or len(arrays) <= wanted:
+        called = f"an array called {target!r}" if target is not None else f"one array called {' or '.join(TARGETS)}"
         there = ", ".join(name or "one without a name" for name in arrays)
-        raise ReadingError(f"{path} must hold inputs and {wanted}, however: {there}; --target says which it is")
-    targets = arrays.pop(found[0])
-    return {"": next(iter(arrays.values()))} if len(arrays) == 1 else arrays, targets
+        raise ReadingError(f"{path} must hold inputs and {called}, however: {there}; --target says which it is")
+    return found[0]
 
 
 def _header(path: Path) -> list[str]:
@@ -94,9 +118,9 @@ def _column(path: Path, names: list[str], width: int, target: str | None) -> int
     return number % width
 
 
-def _arrays(path: Path) -> dict[str, Any]:
+def _arrays(path: Path, whole: bool) -> dict[str, Any]:
     if str(path) == "-":
-        return _from_json(json.loads(sys.stdin.read()))
+        return _from_json(json.loads(sys.stdin.read()), whole)
     match path.suffix.lower():
         case ".npz" | ".npy":
             # Opened here, since numpy does not close a file whose archive is broken.
@@ -109,7 +133,7 @@ def _arrays(path: Path) -> dict[str, Any]:
         case ".csv":
             return {"": _from_csv(path)}
         case ".json":
-            return _from_json(json.loads(path.read_text()))
+            return _from_json(json.loads(path.read_text()), whole)
     raise ReadingError(f"{path}: rows are read from .npy, .npz, .json, .csv or - (JSON from standard input)")
 
 
@@ -121,10 +145,12 @@ def _rows(name: str, value: Any) -> NDArray[Any]:
     return array.astype(np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("="), copy=False)
 
 
-def _from_json(value: Any) -> dict[str, Any]:
+def _from_json(value: Any, whole: bool) -> dict[str, Any]:
     # A request's body is rows too.
     if isinstance(value, dict) and "inputs" in value:
-        value = value["inputs"]
+        inputs, target = value["inputs"], value.get("target")
+        about = target if isinstance(target, dict) else {} if target is None else {TARGETS[0]: target}
+        value = {**(inputs if isinstance(inputs, dict) else {"": inputs}), **about} if whole else inputs
     return value if isinstance(value, dict) else {"": value}
 
 

@@ -114,10 +114,7 @@ def _with_what_was_fitted(statistic: Statistic, calibration: Calibration | None)
     """The same statistic with what it needs, and its description with what it was fitted on."""
     if calibration is None:
         return statistic
-    words, needs = calibration.words(statistic.name), statistic.needs
     if statistic.name == "prediction_interval" and calibration.interval_score == "cqr":
-        needs = ("values", "variances")
-    if not words and needs == statistic.needs:
-        return statistic
-    description = f"{statistic.description} ({words})" if words else statistic.description
-    return dataclasses.replace(statistic, needs=needs, description=description)
+        statistic = dataclasses.replace(statistic, needs=("values", "variances"), searches=2)
+    words = calibration.words(statistic.name)
+    return dataclasses.replace(statistic, description=f"{statistic.description} ({words})") if words else statistic

@@ -58,6 +58,7 @@ class Statistic:
         dtype: of the values.
         default: part of the default set.
         uses: what a request may say about it: "confidence_level", "levels", "target".
+        searches: quantiles of the mixture that each element takes a search for; -1 for as many as levels are asked.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Statistic:
     dtype: torch.dtype = torch.float32
     default: bool = False
     uses: tuple[str, ...] = ()
+    searches: int = 0
 
     @property
     def keeps_members(self) -> bool:

@@ -148,10 +148,10 @@ TABLE = (
               _variation, _per_row),
     Statistic("quantiles", "quantiles of the mixture that the members are, at the asked levels (of the members' "
               "predictions where no noise variance is known)", "target", _NUMBERS, ("values", "variances"),
-              lambda m, asked: _quantiles(m, asked.levels), _per_level, uses=("levels",)),
+              lambda m, asked: _quantiles(m, asked.levels), _per_level, uses=("levels",), searches=-1),
     Statistic("credible_interval", "lower and upper end: quantiles of the mixture at (1 ∓ confidence_level) / 2; what "
               "the model believes, without a guarantee", "target", _NUMBERS, ("values", "variances"),
-              lambda m, asked: _central(m, asked.confidence_level), _ends, uses=("confidence_level",)),
+              lambda m, asked: _central(m, asked.confidence_level), _ends, uses=("confidence_level",), searches=2),
     Statistic("prediction_interval", "lower and upper end of a conformal interval, which holds the target with a "
               "probability of confidence_level at least, for rows like those that it was fitted on", "target", _VALUES,
               ("deviation", "variance"), _prediction_interval, _ends, uses=("confidence_level",)),

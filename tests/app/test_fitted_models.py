@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import httpx
 import numpy as np
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 import ensemble
 from app.batching import Call
 from app.client import BadRequest, Client, InputError
+from app.commands.asking import Asking
 from app.protocol import InferRequest, Question, RequestedOutput
 from app.served import wrap
 from ensemble.calibration import Calibration
 from tests.app.client.conftest import Waiting
 from tests.app.support import PATIENCE, assert_same, plain_body, serving, v2_arrays, v2_body
+from tests.app.test_cli import run
 
-MEMBERS = 6
+MEMBERS, WIDTH = 6, 1000
 
 
 class Prices(nn.Module):
@@ -46,7 +49,8 @@ class Several(nn.Module):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """The directory of sorts (a classification), prices (a regression), and several; and the ensembles by name."""
+    """The directory of sorts (a classification), prices (a regression), several, and wide, whose rows have a thousand
+    numbers; and the ensembles by name."""
     root = tmp_path_factory.mktemp("fitted")
     torch.manual_seed(0)
     recipe = ensemble.Gaussian(scale=0.3)
@@ -59,6 +63,9 @@ def fitted(tmp_path_factory):
         ),
         "several": ensemble.perturb(
             Several(), recipe, members=MEMBERS, example=torch.randn(3, 3), task="regression", noise_variance=0.25
+        ),
+        "wide": ensemble.perturb(
+            nn.Linear(1, WIDTH), recipe, members=MEMBERS, example=torch.randn(3, 1), task="regression", noise_variance=1
         ),
     }
     found["sorts"].calibration = Calibration(
@@ -309,6 +316,45 @@ def test_the_metadata_says_what_was_fitted_and_what_a_request_may_say(server):
     assert "fitted on 39 rows" in text
 
 
+def test_quantiles_cost_so_much_at_most(server, fitted):
+    """A member's distribution function that is searched once counts 1: 2**18 in a row and 2**24 in a request."""
+    made = fitted[1]["wide"]
+    assert made.outputs.searches(["quantiles", "credible_interval", "mean"], 7) == 9 * WIDTH
+    assert made.outputs.searches(None) == 0
+
+    def asked(rows, levels, **more):
+        inputs = {"input": np.ones((rows, 1), dtype=np.float32)}
+        levels = [(k + 1) / (levels + 1) for k in range(levels)]
+        for send, path in ((plain_body, "/v1/models/wide/predict"), (v2_body, "/v2/models/wide/infer")):
+            body = send(inputs, ["quantiles"])
+            reply = server.post(path, json=body | {"parameters": {"levels": levels, **more}})
+        return reply.status_code, reply.json()
+
+    status, answer = asked(1, 44)
+    assert status == 400
+    assert answer["error"] == (
+        "44000 quantiles in each row (levels times elements) of the mixture of 6 members are too many, since quantiles "
+        "times members may be 262144; ask for fewer levels or outputs, or 5 members at most"
+    )
+    assert asked(1, 44, members=5)[0] == 200
+    # Of other members than the model's own they are counted, too.
+    levels = [(k + 1) / 39 for k in range(38)]
+    body = {"inputs": [[1.0]], "outputs": ["quantiles"]}
+    parameters = {"levels": levels, "perturbation": {"members": 7, "scale": 0.1}}
+    error = server.post("/v1/models/wide/predict", json=body | {"parameters": parameters}).json()["error"]
+    assert "38000 quantiles in each row" in error
+    assert "of the mixture of 7 members are too many" in error
+    status, answer = asked(2797, 1)
+    assert status == 400
+    assert answer["error"] == (
+        "a request for 1000 quantiles in each row (levels times elements) of the mixture of 6 members may have 2796 "
+        "rows at most, however: 2797"
+    )
+    # Whoever asks for none may send as many rows as the queue takes.
+    rows = {"inputs": [[1.0]] * 2797, "outputs": ["abstain"]}
+    assert "abstain was not fitted" in server.post("/v1/models/wide/predict", json=rows).json()["error"]
+
+
 def test_what_says_nothing_new_is_no_question_of_its_own(fitted):
     served = wrap("prices", "1", fitted[1]["prices"], 8)
     default = Question(members=MEMBERS, confidence_level=0.9, levels=(0.05, 0.5, 0.95))
@@ -331,3 +377,97 @@ def test_a_call_carries_the_targets_of_its_rows(fitted):
         assert_same(outcome.arrays, said(served.ensemble, inputs, outputs, about))
     request = InferRequest(None, inputs, (RequestedOutput("size.log_prob"),), 3, targets=one)
     assert request.targets is one
+
+
+def asked_by_command(capsys, where, name, file, *options):
+    root = where[1] / name / "1"
+    answers = []
+    for target, more in ((root, []), (where[0].url, ["--model", name])):
+        status, out, err = run(capsys, "predict", target, file, *options, "--json", *more)
+        assert (status, err) == (0, "")
+        answers.append(json.loads(out)["outputs"])
+    assert answers[0] == answers[1]
+    return answers[0]
+
+
+def test_the_command_asks_about_levels_and_targets(capsys, server, fitted, tmp_path):
+    where = (server, fitted[0])
+    inputs, targets = inputs_of("sorts", 300), targets_of("sorts", 300)
+    # More rows than are computed at once, and a table, whose whole numbers are floating point.
+    table = np.column_stack([inputs["input"][:, :2], targets["target"], inputs["input"][:, 2:]])
+    np.savetxt(tmp_path / "a.csv", table, delimiter=",", header="a,b,sort,c,d", comments="")
+    about = ["--outputs", "log_prob,prediction_set", "--confidence-level", "0.6"]
+    want = said(fitted[1]["sorts"], inputs, ["log_prob", "prediction_set"], targets, confidence_level=0.6)
+    assert_same(asked_by_command(capsys, where, "sorts", tmp_path / "a.csv", *about, "--target", "sort"), want)
+    assert_same(asked_by_command(capsys, where, "sorts", tmp_path / "a.csv", *about, "--target", "2"), want)
+    # The default model, found by the command.
+    status, out, _ = run(capsys, "predict", server.url, tmp_path / "a.csv", *about, "--target", "sort", "--json")
+    assert status == 0
+    assert_same(json.loads(out)["outputs"], want)
+
+    inputs, targets = inputs_of("several", 4), targets_of("several", 4)
+    np.savez(tmp_path / "b.npz", **inputs, p=targets["price.target"], s=targets["size.target"])
+    names = ["price.quantiles", "price.log_prob", "size.log_prob"]
+    options = ["--outputs", ",".join(names), "--levels", "0.2,0.4", "--target", "price=p, size=s"]
+    want = said(fitted[1]["several"], inputs, names, targets, levels=(0.2, 0.4))
+    assert_same(asked_by_command(capsys, where, "several", tmp_path / "b.npz", *options), want)
+
+    inputs, targets = inputs_of("prices", 3), targets_of("prices", 3)
+    body = plain_body(inputs) | {"target": {"y": targets["log_prob.target"].tolist()}}
+    (tmp_path / "c.json").write_text(json.dumps(body))
+    want = said(fitted[1]["prices"], inputs, ["log_prob"], targets)
+    about = ["--outputs", "log_prob", "--target", "y"]
+    assert_same(asked_by_command(capsys, where, "prices", tmp_path / "c.json", *about), want)
+
+
+def test_a_table_names_the_levels_that_were_asked(capsys, fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    np.savez(tmp_path / "a.npz", **inputs_of("prices", 2))
+    options = ("--outputs", "quantiles,mean", "--levels", "0.25,0.75")
+    status, out, _ = run(capsys, "predict", fitted[0] / "prices" / "1", tmp_path / "a.npz", *options)
+    assert status == 0
+    assert "quantiles 0.25 0.75" in out
+
+
+def test_a_column_of_values_is_a_target_of_one_number():
+    asking = Asking({"": np.ones((2, 1))}, ["log_prob"], {}, {"": np.array([0.5, 1e300])})
+    assert json.loads(asking.body({"log_prob": ("target", (-1, 1))}))["target"] == {"target": [[0.5], [1e300]]}
+    assert json.loads(asking.body({"log_prob": ("target", (-1,))}))["target"] == {"target": [0.5, 1e300]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("sorts", ["--levels", "0.1"], "--levels is of quantiles: ask for it by --outputs"),
+        (
+            "sorts",
+            ["--confidence-level", "0.5", "--outputs", "mean"],
+            "--confidence-level is of prediction_interval",
+        ),
+        ("sorts", ["--target", "cost"], "has no column 'cost'; its columns are a, b, c, d, e"),
+        ("sorts", ["--target", "a"], "input 'target' must come with output 'log_prob' asked for"),
+        ("sorts", ["--outputs", "log_prob", "--target", "x=a"], "takes the name of an array or column, since"),
+        (
+            "several",
+            ["--outputs", "price.log_prob", "--target", "a"],
+            "OUTPUT among price, size, since the",
+        ),
+        ("several", ["--outputs", "price.log_prob", "--target", "cost=a"], "OUTPUT among price, size"),
+        ("several", ["--outputs", "price.log_prob", "--target", "price=a,size=f"], "has no column 'f'"),
+        ("prices", ["--outputs", "abstain"], "abstain was not fitted"),
+    ],
+)
+def test_what_the_command_cannot_ask_is_one_line(capsys, server, fitted, tmp_path, name, options, text):
+    (tmp_path / "a.csv").write_text("a,b,c,d,e\n0,0.5,1,0,1\n1,1.5,2,0,1\n")
+    for target, more in ((fitted[0] / name / "1", []), (server.url, ["--model", name])):
+        status, out, err = run(capsys, "predict", target, tmp_path / "a.csv", *options, *more)
+        assert (status, out, len(err.splitlines())) == (1, "", 1)
+        assert text in err
+
+
+@pytest.mark.parametrize("option", ["--levels", "--confidence-level"])
+@pytest.mark.parametrize("value", ["0", "1", "nan", "a", "", "0.5,"])
+def test_levels_that_are_none_are_refused(capsys, fitted, option, value):
+    status, out, err = run(capsys, "predict", fitted[0] / "sorts" / "1", "a.csv", option, value)
+    assert (status, out) == (2, "")
+    assert "must be between 0 and 1, such as 0.9, however" in err

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import ensemble
+from ensemble.perturbation.stacked import Stacked
 from tests.app.test_cli import run
 
 SOURCE = '''
@@ -307,7 +308,7 @@ FILES = {
         (("mine.py:with_example", "--device", "gpu"), "device must be cpu, cuda, cuda:N or auto"),
         (("mine.py:with_example", "--noise-variance", "1"), "noise_variance is for regression"),
         (("mine.py:with_example", "--task", "gaussian"), "A gaussian model returns (mean, variance)"),
-        (("mine.py:models", "--weights", "wrong.safetensors"), "gives 2 models, stacked as they are"),
+        (("mine.py:models", "--weights", "wrong.safetensors"), "--weights is for one model; mine.py:models gives 2"),
         (("mine.py:random",), "rand"),
     ],
 )
@@ -330,9 +331,26 @@ def test_a_recipe_without_a_scale_says_what_to_give(capsys, source):
     status, err = build(capsys, "mine.py:with_example", "out")
     assert status == 1
     assert "needs more settings: give --scale, or --set NAME=VALUE" in err
-    status, err = build(capsys, "mine.py:models", "out", "--scale", "1")
-    assert status == 1
-    assert "without --scale, --set, --weights and --data" in err
+
+
+def test_models_that_were_trained_apart_become_several_members_each(capsys, source):
+    status, err = build(
+        capsys, "mine.py:models", "out", "--recipe", "rank1", "--scale", "0.1", "--members", "5", "--seed", "3"
+    )
+    assert status == 0, err
+    made = ensemble.load("out")
+    assert repr(made.origin.recipe) == repr(Stacked((ensemble.Rank1(scale=0.1),), 2))
+    assert len(made) == 5
+    apart = (made.member(1)["0.weight"] - made.member(0)["0.weight"]).abs().max()
+    near = (made.member(2)["0.weight"] - made.member(0)["0.weight"]).abs().max()
+    assert apart > near > 0
+
+
+@pytest.mark.parametrize("name", ["stacked", "swag"])
+def test_recipes_that_no_option_can_describe_are_no_choice(capsys, source, name):
+    status, err = build(capsys, "mine.py:with_example", "out", "--recipe", name)
+    assert status == 2
+    assert f"invalid choice: '{name}'" in err
 
 
 def test_what_cannot_be_written_is_said(capsys, source):

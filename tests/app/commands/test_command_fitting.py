@@ -128,7 +128,7 @@ def test_data_without_fitting_are_for_the_recipe(capsys, files):
         (["--data", "line.csv", "--no-fit"], "--no-fit needs --recipe NAME"),
         (["--data", "line.csv", "--budget", "soon"], "budget must be a time above 0"),
         (["--data", "none.csv"], "none.csv cannot be read"),
-        (["--data", "far.npy"], "rows with targets are read from .npz (named arrays) or .csv"),
+        (["--data", "far.npy"], "rows with targets are read from .npz or .json (named arrays) or .csv"),
         (["--data", "line.csv", "--target", "cost"], "has no column 'cost'; its columns are a, price, b"),
         (["--data", "plain.csv", "--target", "cost"], "its first line has no names; give a number from 0"),
         (["--data", "plain.csv", "--target", "3"], "has 3 columns, so there is no column 3"),
@@ -147,10 +147,14 @@ def test_what_does_not_go_together_is_told(capsys, files, options, text):
     assert not (files / "out").exists()
 
 
-def test_several_models_are_stacked_as_they_are(capsys, files):
-    status, _, err = run(capsys, "build", "tofit.py:two", "out", "--task", "regression", "--data", "line.csv")
+def test_of_several_models_none_is_fitted_but_each_may_learn(capsys, files):
+    told = ("build", "tofit.py:two", "out", "--task", "regression", "--data", "line.csv", "--target", "price")
+    status, _, err = run(capsys, *told)
     assert status == 1
-    assert "--weights and --data" in err
+    assert "gives 2 models, and one is fitted: give one, or leave --data out" in err
+    status, _, err = run(capsys, *told, "--no-fit", "--recipe", "adapted", "--set", "steps=2", "--members", "4")
+    assert status == 0, err
+    assert len(ensemble.load("out")) == 4
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,8 @@ def test_targets_that_do_not_fit_are_refused():
     ens = made("classification")
     cases = [
         (None, "log_prob is that of a target: give it with target="),
+        ("high", "target must be a tensor, array or list of numbers, however: new"),
+        ([[1.0], [2.0, 3.0]], "target must be a tensor, array or list of numbers, however: expected sequence"),
         (y[:2], "There are 3 rows of inputs and targets of shape"),
         (y[:, None], r"Targets must have shape \[-1\]"),
         (y.float(), "class indices, integers"),
