@@ -85,7 +85,7 @@ def perturb(
         example = first_rows(data)
     captured = capture(models[0], example, live=live)
     head = sole_head(task, captured)
-    place = torch.device(device) if device is not None else captured.example[0].device
+    place = place_of(device, captured)
     learns = any(isinstance(one, Learned) for one in recipes) and data is not None
     options: dict[str, Any] = {
         "device": place,
@@ -276,7 +276,7 @@ def stack(
         raise ModelError(f"An ensemble needs at least two models, however: {len(models)}.")
     captured = capture(models[0], example, live=live)
     heads(task, captured.program.outputs)
-    place = torch.device(device) if device is not None else captured.example[0].device
+    place = place_of(device, captured)
     with contextlib.ExitStack() as modes:
         for model in models:
             modes.enter_context(evaluating(model))
@@ -309,6 +309,24 @@ def _origin(captured: Captured, recipe: Recipe | None, seed: int, reference: dic
         example=[tensor[:_KEPT_EXAMPLE_ROWS].cpu() for tensor in captured.example],
         trainable=tuple(name for name in captured.weights if name in captured.trainable),
     )
+
+
+def place_of(device: str | torch.device | None, captured: Captured) -> torch.device:
+    """Where members are to live: where the model is by default.
+
+    Raises:
+        ModelError: there is no such device.
+    """
+    if device is None:
+        return captured.example[0].device
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        # What is not compiled in is an assertion to PyTorch.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"There is no device {device!r} here; cpu always is. ({reason[:200]})") from error
+    return place
 
 
 def check_count(members: int, seed: int) -> None:

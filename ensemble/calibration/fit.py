@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ensemble.calibration import thresholds
 from ensemble.calibration.budget import Budget, seconds
@@ -18,7 +19,7 @@ from ensemble.calibration.search import TRIED_MEMBERS, compare
 from ensemble.calibration.split import MOST_SELECTING, divide
 from ensemble.calibration.state import Calibration, IntervalScore, SetScore
 from ensemble.calibration.trials import Trials
-from ensemble.construct import assemble, check_count, sole_head
+from ensemble.construct import assemble, check_count, place_of, sole_head
 from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble
 from ensemble.errors import InputError, ModelError, RecipeError
@@ -71,7 +72,8 @@ def fit(
         recipe: "auto" compares all recipes that say what to try and keeps the best; a name ("rank1"), a recipe whose
             other settings are kept (``Rank1(scale=0.1, include="head.*")``: its scale is searched), or several of
             these.
-        budget: how long it may take: "60s", "5m", or seconds. At least the net alone and one setting are tried.
+        budget: how long comparing settings and making the members may take: "60s", "5m", or seconds. Capturing the
+            model comes before, which takes seconds. At least the net alone and one setting are tried.
         confidence_level: of intervals and sets where none is asked for.
         validation: (inputs, targets) of rows that neither the model nor a recipe is trained on.
         members: how many; fewer where the net alone is best. Of a recipe that trains its members the settings share
@@ -97,21 +99,23 @@ def fit(
         >>> ens = fit(model, (held_out_inputs, held_out_targets), task="regression", budget="30s")
         >>> ens.report["kept"]["recipe"], ens.predict(x, statistics=["mean", "prediction_interval"])
     """
-    clock = Budget(seconds(budget))
+    allowed = seconds(budget)
     check_count(members, seed)
-    _check_options(task, confidence_level, risk, interval_score, set_score)
+    _check_options(task, confidence_level, risk, conformal, interval_score, set_score)
     asked = families(recipe)
-    tell = _teller(progress, clock)
-    tell("capturing the model")
+    if progress:
+        progress("capturing the model", 0.0)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be one torch.nn.Module, however: {type(model).__name__}. (Of several: {SEVERAL})")
     if example is None:
-        example = first_rows(data)
+        example = _as_the_weights(first_rows(data), model)
     captured = capture(model, example, live=live)
+    if not captured.weights:
+        raise ModelError("The model has no weights, so that its members would all be the same.")
     head = sole_head(task, captured)
     if head is None:
         raise ModelError("A model with several outputs cannot be fitted; make an ensemble for each of them.")
-    place = torch.device(device) if device is not None else captured.example[0].device
+    place = place_of(device, captured)
     given = Data.of(captured.program, data, task, head)
     held = None if validation is None else Data.of(captured.program, validation, task, head)
     _check_targets(given if held is None else held, "data" if held is None else "validation")
@@ -124,6 +128,8 @@ def fit(
         learns=recipe != AUTO and any(family.learns_from != "nothing" for family in asked),
         most=_most_rows(head, min(members, TRIED_MEMBERS)),
     )
+    clock = Budget(allowed)
+    tell = _teller(progress, clock)
     trials = Trials(captured, task, head, rows.selection, learning=rows.learning, seed=seed, device=place)
     named = isinstance(recipe, str | Recipe) and recipe != AUTO
     aside = 0 if rows.conformal is None else len(rows.conformal)
@@ -141,8 +147,6 @@ def fit(
             final, rows.conformal, calibration, interval_score=interval_score, set_score=set_score, risk=risk
         )
         notes += further
-    elif risk is not None:
-        raise InputError("risk= needs rows that are set aside: give conformal= a share above 0.")
     report = describe(finding, rows, task, clock, calibration, notes)
     return _assembled(trials, made, calibration, metadata, report)
 
@@ -185,20 +189,46 @@ def _most_rows(head: Head, members: int) -> int:
 
 
 def _check_options(
-    task: Task, level: float, risk: float | None, interval_score: IntervalScore, set_score: SetScore
+    task: Task,
+    level: float,
+    risk: float | None,
+    conformal: float,
+    interval_score: IntervalScore,
+    set_score: SetScore,
 ) -> None:
     if task == "raw":
         raise ModelError("Fitting needs to know what the outputs are: classification, regression or gaussian.")
     if not isinstance(level, int | float) or isinstance(level, bool) or not 0 < level < 1:
         raise InputError(f"confidence_level must be between 0 and 1, such as 0.9, however: {level!r}.")
-    if risk is not None and (not isinstance(risk, int | float) or isinstance(risk, bool) or not risk > 0):
-        raise InputError(f"risk must be a number above 0, however: {risk!r}.")
+    if risk is not None:
+        most, what = (
+            (1, "a share of errors between 0 and 1") if task == "classification" else (math.inf, "a number above 0")
+        )
+        if not isinstance(risk, int | float) or isinstance(risk, bool) or not 0 < risk < most:
+            raise InputError(f"risk must be {what}, however: {risk!r}.")
+        if conformal == 0:
+            raise InputError("risk= needs rows that are set aside: give conformal= a share above 0.")
     for name, value, known in (
         ("interval_score", interval_score, ("normalised", "cqr")),
         ("set_score", set_score, ("lac", "aps")),
     ):
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}, however: {value!r}.")
+
+
+def _as_the_weights(example: Any, model: nn.Module) -> Any:
+    """Rows of data as the model takes them: tables are float64, as a rule, and most models are not."""
+    kinds = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    if len(kinds) != 1:
+        return example
+    (kind,) = kinds
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(kind) if tensor.is_floating_point() else tensor
+
+    if isinstance(example, dict):
+        return {name: cast(tensor) for name, tensor in example.items()}
+    return tuple(map(cast, example)) if isinstance(example, tuple) else cast(example)
 
 
 def _teller(progress: Progress | None, clock: Budget) -> Callable[[str], None]:

@@ -382,7 +382,11 @@ def test_the_same_seed_gives_the_same_ensemble():
         ({"budget": "soon"}, InputError, "budget must be a time"),
         ({"confidence_level": 1}, InputError, "confidence_level must be between"),
         ({"members": 0}, RecipeError, "members must be"),
-        ({"risk": -1}, InputError, "risk must be"),
+        ({"risk": -1}, InputError, "risk must be a number above 0"),
+        ({"risk": math.inf}, InputError, "risk must be a number above 0"),
+        ({"risk": 1.0, "task": "classification"}, InputError, "risk must be a share of errors between 0 and 1"),
+        ({"device": "nothing"}, ModelError, "There is no device 'nothing' here; cpu always is"),
+        ({"model": nn.Tanh()}, ModelError, "The model has no weights"),
         ({"risk": 0.1, "conformal": 0}, InputError, "rows that are set aside"),
         ({"interval_score": "x"}, InputError, "interval_score must be one of"),
         ({"validation": torch.randn(50, 1)}, InputError, r"validation must be \(inputs, targets\)"),
@@ -424,6 +428,16 @@ def test_a_model_that_gives_no_numbers_is_refused():
 )
 def test_a_model_that_takes_long_is_judged_by_fewer_members(members, one, left, wanted):
     assert tried_members(members, one, left) == wanted
+
+
+def test_numbers_of_a_table_are_float64_and_the_model_is_not():
+    x, y = (tensor.double().numpy() for tensor in truth(100, 1))
+    ens = fit(trained(), (x, y[:, 0]), task="regression", members=4, recipe="rank1")
+    single = fit(trained(), truth(100, 1), task="regression", members=4, recipe="rank1")
+    assert ens.dtype == torch.float32
+    assert ens.noise_variance == pytest.approx(single.noise_variance, rel=1e-5)
+    x = torch.from_numpy(x)
+    assert torch.equal(ens.predict(x).mean, single.predict(x.float()).mean)
 
 
 def test_a_live_module_is_fitted_too():
