@@ -2,44 +2,42 @@
 
     python -m benchmarks.contexts
 
-First the library alone, on 64 rows; then `ensembled serve`, asked by 64 clients, one row a request, beside the same
-service with calls of one row (``--max-batch 1``). Progress goes to standard error, the tables to standard output as
-Markdown.
+First the library alone, on 64 rows; then `ensembled serve`, one row a request: one request after the other, 64 clients
+whose requests get a call each (``--max-batch 1``), and 64 clients whose requests are merged. Progress goes to standard
+error, the tables to standard output as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
-import httpx
 import numpy as np
 
-from benchmarks.contexts.work import ROWS, asked, build, measure
+from benchmarks.contexts.serving import check, load, running
+from benchmarks.contexts.work import ROWS, TITLES, answers, asked, build, measure
 from benchmarks.load.questions import environment, machine
-from benchmarks.load.services import FailedError, end
 from benchmarks.speed.tables import markdown
 from benchmarks.speed.worker import isolated
 
 CONTEXTS = (1, 8, 64)
-_TITLES = {"full": "full weights of 64-16-10", "low_rank": "rank-2 deltas on 64-256-256-10"}
-_START = 90.0
+# Ways of asking, each with the service's extra arguments and the number of clients.
+_WAYS: tuple[tuple[tuple[str, ...], int], ...] = (((), 1), (("--max-batch", "1"), ROWS), ((), ROWS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.contexts", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--kinds", nargs="+", choices=_TITLES, default=list(_TITLES))
+    parser.add_argument("--kinds", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--members", nargs="+", type=int, metavar="N", default=[1, 32], help="of the hypernetwork")
+    parser.add_argument("--contexts", nargs="+", type=int, metavar="N", default=list(CONTEXTS), help="different ones")
     parser.add_argument("--seconds", type=float, default=5.0, help="of load for each figure (default: 5)")
-    parser.add_argument("--rounds", type=int, default=3, help="in which both services take turns; 0 for none")
+    parser.add_argument("--rounds", type=int, default=3, help="in which the ways of asking take turns; 0 for none")
     args = parser.parse_args(argv)
     begun = time.monotonic()
 
@@ -50,24 +48,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     alone: list[list[str]] = []
     served: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        folder = Path(name)
-        environment(folder / "cache")
+        environment(Path(name) / "cache")
         about = isolated(machine, timeout=60)
         for kind in args.kinds:
             for members in args.members:
-                title = [_TITLES[kind], str(members)]
-                for contexts in CONTEXTS:
-                    plain, one, all_ = isolated(measure, kind, members, contexts, timeout=600)
-                    say(
-                        f"{title[0]}, {members} members, {contexts} contexts: {plain:.0f}, {one:.0f}, {all_:.0f} rows/s"
-                    )
-                    rates = [f"{rate:,.0f}" for rate in (plain, one, all_)]
-                    alone.append([*title, str(contexts), *rates, f"{all_ / plain:.1f}", f"{all_ / one:.1f}"])
+                title = [TITLES[kind], str(members)]
+                models = Path(name) / f"{kind}-{members}"
+                path = models / "contextual" / "1"
+                isolated(build, kind, members, path, timeout=600)
+                for contexts in args.contexts:
+                    rates = isolated(measure, kind, members, contexts, path, timeout=600)
+                    say(f"{', '.join(title)}, {contexts} contexts: {', '.join(f'{rate:.0f}' for rate in rates)} rows/s")
+                    alone.append(library_row(title, contexts, rates))
                 if args.rounds:
-                    for contexts, one, all_ in _served(kind, members, folder, args.seconds, args.rounds):
-                        say(f"served, {title[0]}, {members} members, {contexts} contexts: {one:.0f}, {all_:.0f}/s")
-                        rates = [f"{one:,.0f}", f"{all_:,.0f}"]
-                        served.append([*title, str(contexts), *rates, f"{all_ / one:.1f}"])
+                    for contexts, found in _served(kind, models, args.contexts, args.seconds, args.rounds):
+                        say(
+                            f"served, {', '.join(title)}, {contexts} contexts: "
+                            f"{', '.join(f'{rate:.0f}' for rate, _ in found)}/s"
+                        )
+                        served.append(served_row(title, contexts, found))
     print(f"# Weights of contexts\n\n{about}\n\n`{shlex.join(['python', '-m', 'benchmarks.contexts', *words])}`\n")
     print(
         f"## The library, {ROWS} rows\n\nRows a second. Plain: the hypernetwork and then the target, in PyTorch, one "
@@ -76,84 +75,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     head = ["weights", "members", "contexts"]
     print(markdown([*head, "plain", "one at a time", "together", "times plain", "times one at a time"], alone))
     if served:
-        print(f"\n## Served, {ROWS} clients, one row a request\n\nRequests a second, without compiled calls.\n")
-        print(markdown([*head, "one at a time", "together", "times"], served))
+        print(
+            "\n## Served, one row a request\n\nRequests a second, without compiled calls; milliseconds are processor "
+            "time that a request takes the service. The clients have the same cores.\n"
+        )
+        ways = ["one after the other", f"{ROWS} clients, a call each", f"{ROWS} clients, merged"]
+        print(
+            markdown([*head, *ways, "times one after the other", "times a call each", "ms each", "ms merged"], served)
+        )
     return 0
 
 
-def _served(kind: str, members: int, folder: Path, seconds: float, rounds: int) -> Iterator[tuple[int, float, float]]:
-    """Different contexts, and requests a second one at a time and together."""
-    models = folder / f"{kind}-{members}"
-    isolated(build, kind, members, models / "contextual" / "1", timeout=300)
-    with running(models, "--max-batch", "1") as single, running(models) as batched:
-        for contexts in CONTEXTS:
-            data = folder / "rows.npz"
-            np.savez(data, **asked(contexts))
-            rates: dict[str, list[float]] = {single: [], batched: []}
-            for _ in range(rounds):
-                for url, found in rates.items():
-                    found.append(load(url, data, seconds))
-            one, other = (sorted(found)[len(found) // 2] for found in rates.values())
-            yield contexts, one, other
+def library_row(title: Sequence[str], contexts: int, rates: tuple[float, float, float]) -> list[str]:
+    """Of the first table.
 
-
-def load(url: str, data: Path, seconds: float) -> float:
-    """Requests a second by the project's own load tester, which is a process of its own.
-
-    Raises:
-        FailedError: the load tester could not ask, or got an error.
+    Args:
+        rates: rows a second in plain PyTorch, one at a time, and together.
     """
-    words = [url, "--data", str(data), "--concurrency", str(ROWS), "--outputs", "mean", "--duration", str(seconds)]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "app.cli",
-            "loadtest",
-            *words,
-            "--timeout",
-            "60",
-            "--json",
-            "-",
-            "--max-error-rate",
-            "0",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=seconds + 150,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise FailedError(f"the load tester ended with {done.returncode}: {done.stderr.strip()[-160:]}")
-    rate: float = json.loads(done.stdout)["throughput_rps"]
-    return rate
+    plain, one, together = rates
+    return [*title, str(contexts), *(f"{r:,.0f}" for r in rates), f"{together / plain:.1f}", f"{together / one:.1f}"]
 
 
-@contextmanager
-def running(models: Path, *arguments: str) -> Iterator[str]:
-    """A service that is ready; yields its URL."""
-    log = models / f"log{len(arguments)}"
-    with log.open("wb") as stream:
-        words = ["serve", "--models", str(models), "--port", "0", "--no-compile", "--log-format", "json", *arguments]
-        command = [sys.executable, "-m", "app.cli", *words]
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-        try:
-            yield _ready(process, log)
-        finally:
-            end(process)
+def served_row(title: Sequence[str], contexts: int, found: Sequence[tuple[float, float]]) -> list[str]:
+    """Of the second table.
+
+    Args:
+        found: of each way of asking requests a second, and seconds of processor time a request.
+    """
+    (one, _), (each, alone), (merged, together) = found
+    costs = [f"{1000 * alone:.2g}", f"{1000 * together:.2g}"]
+    rates = [f"{rate:,.0f}" for rate in (one, each, merged)]
+    return [*title, str(contexts), *rates, f"{merged / one:.1f}", f"{merged / each:.1f}", *costs]
 
 
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + _START
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            message = json.loads(line).get("message", "")
-            if message.startswith("listening on "):
-                url: str = message.removeprefix("listening on ").split()[0]
-                if httpx.get(f"{url}/v2/health/ready", trust_env=False).status_code == 200:
-                    return url
-        time.sleep(0.1)
-    raise FailedError(f"the service did not start: {log.read_text()[-300:]}")
+def _served(
+    kind: str, models: Path, contexts: Sequence[int], seconds: float, rounds: int
+) -> Iterator[tuple[int, list[tuple[float, float]]]]:
+    """Different contexts; of each way of asking the median of requests a second, and of processor time a request."""
+    with running(models) as merging, running(models, "--max-batch", "1") as single:
+        for number in contexts:
+            rows, data = asked(kind, number), models / "rows.npz"
+            np.savez(data, **rows)
+            want = isolated(answers, models / "contextual" / "1", rows, timeout=120)
+            for url in (merging, single):
+                check(url, rows, want)
+            found: list[list[tuple[float, float]]] = [[] for _ in _WAYS]
+            # In turns, so that what else the machine does hits all.
+            for _ in range(rounds):
+                for (arguments, clients), results in zip(_WAYS, found, strict=True):
+                    results.append(load(single if arguments else merging, data, clients, seconds))
+            yield number, [(median(r for r, _ in results), median(c for _, c in results)) for results in found]
 
 
 if __name__ == "__main__":

@@ -18,29 +18,53 @@ import ensemble
 ROWS = 64
 CONTEXT = 4
 _REPEATS = 7
+# What a row is: pixels, or tokens with features.
+SHAPES = {"full": (64,), "low_rank": (64,), "transformer": (8, 8)}
+TITLES = {
+    "full": "full weights of 64-16-10",
+    "low_rank": "rank-2 deltas on 64-256-256-10",
+    "transformer": "rank-2 deltas on a transformer of 4 layers",
+}
+
+
+class Transformer(nn.Module):
+    """A classifier of short sequences: few numbers, many operations."""
+
+    def __init__(self, width: int = 32, layers: int = 4) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
+        self.first, self.last = nn.Linear(8, width), nn.Linear(width, 10)
+        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.body(self.first(input)).mean(1))
+        return logits
 
 
 def networks(kind: str) -> tuple[nn.Module, ensemble.Hypernetwork]:
-    """A target and its hypernetwork: "full" weights of a small one, or "low_rank" deltas on a larger one."""
+    """A target and its hypernetwork: "full" weights of a small one, or low-rank deltas on a larger or a deeper one."""
     torch.manual_seed(0)
     if kind == "full":
-        target = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+        target: nn.Module = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
         return target, ensemble.Hypernetwork(target, CONTEXT, hidden=(32,))
-    target = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    if kind == "low_rank":
+        target = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    else:
+        target = Transformer()
     made = ensemble.Hypernetwork(target, CONTEXT, hidden=(32,), rank=2)
     for head in made.heads:
         assert isinstance(head, nn.Linear)
         # Deltas are zero at first, and zeros would hide a mistake.
         nn.init.normal_(head.weight, std=0.1)
-    return target, made
+    return target.eval(), made
 
 
-def asked(contexts: int) -> dict[str, np.ndarray]:
+def asked(kind: str, contexts: int) -> dict[str, np.ndarray]:
     """Rows with so many different contexts, by the names of the inputs."""
     generator = torch.Generator().manual_seed(1)
     codes = torch.randn(contexts, CONTEXT, generator=generator)
     which = torch.arange(ROWS) % contexts
-    return {"input": torch.rand(ROWS, 64, generator=generator).numpy(), "context": codes[which].numpy()}
+    return {"input": torch.rand(ROWS, *SHAPES[kind], generator=generator).numpy(), "context": codes[which].numpy()}
 
 
 def make(kind: str, members: int) -> ensemble.Ensemble:
@@ -51,7 +75,7 @@ def make(kind: str, members: int) -> ensemble.Ensemble:
         hypernetwork,
         target,
         context="context",
-        example=(torch.rand(4, 64), torch.randn(4, CONTEXT)),
+        example=(torch.rand(4, *SHAPES[kind]), torch.randn(4, CONTEXT)),
         recipe=recipe,
         members=members if members > 1 else None,
         task="classification",
@@ -63,18 +87,29 @@ def build(kind: str, members: int, path: Path) -> None:
     make(kind, members).save(path)
 
 
-def measure(kind: str, members: int, contexts: int) -> tuple[float, float, float]:
+def answers(path: Path, rows: dict[str, np.ndarray]) -> np.ndarray:
+    """What the library gives for rows, (rows, classes). For a process of its own."""
+    given = {name: torch.from_numpy(array) for name, array in rows.items()}
+    found: np.ndarray = ensemble.load(path).predict(given, statistics=["mean"]).mean.numpy()
+    return found
+
+
+def measure(kind: str, members: int, contexts: int, path: Path) -> tuple[float, float, float]:
     """Rows a second: in plain PyTorch one at a time, by this library one at a time, and together. For a process of its
-    own."""
-    made = make(kind, members)
+    own.
+
+    Args:
+        path: where it was saved.
+    """
+    made = ensemble.load(path)
     made.measure((1, ROWS), seconds=4)
-    x, codes = (torch.from_numpy(array) for array in asked(contexts).values())
+    x, codes = (torch.from_numpy(array) for array in asked(kind, contexts).values())
     target, hypernetwork = networks(kind)
-    modules = [_member(hypernetwork, made, index) for index in range(members)]
+    modules = [member_of(hypernetwork, made, index) for index in range(members)]
 
     def plain() -> Tensor:
         with torch.no_grad():
-            return torch.cat([_plain(modules, target, x[i : i + 1], codes[i : i + 1]) for i in range(ROWS)])
+            return torch.cat([plainly(modules, target, x[i : i + 1], codes[i : i + 1]) for i in range(ROWS)])
 
     def alone() -> Tensor:
         return torch.cat([made.predict(x[i : i + 1], codes[i : i + 1], statistics=["mean"]).mean for i in range(ROWS)])
@@ -97,7 +132,8 @@ def measure(kind: str, members: int, contexts: int) -> tuple[float, float, float
     return one, ours, all_
 
 
-def _member(hypernetwork: nn.Module, made: ensemble.Ensemble, index: int) -> nn.Module:
+def member_of(hypernetwork: nn.Module, made: ensemble.Ensemble, index: int) -> nn.Module:
+    """A member's hypernetwork as a plain module."""
     module = copy.deepcopy(hypernetwork)
     prefix = "hypernetwork."
     state = made.member(index)
@@ -105,7 +141,7 @@ def _member(hypernetwork: nn.Module, made: ensemble.Ensemble, index: int) -> nn.
     return module.eval()
 
 
-def _plain(hypernetworks: list[nn.Module], target: nn.Module, row: Tensor, code: Tensor) -> Tensor:
+def plainly(hypernetworks: list[nn.Module], target: nn.Module, row: Tensor, code: Tensor) -> Tensor:
     """What one writes first: the weights of the context, put into the target, for each member."""
     parameters = dict(target.named_parameters())
     total = torch.zeros(1, 10)
