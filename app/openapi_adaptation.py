@@ -1,4 +1,4 @@
-"""What the OpenAPI description says of adaptation; it states what :mod:`app.protocol.adaptation` checks."""
+"""What the OpenAPI description says of adaptation; it states what :mod:`app.protocol.plain_adaptation` checks."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from app.protocol.plain import decode_predict, encode_predict
 from app.protocol.request import InferRequest, Options, Question, RequestedOutput
 from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, array_to_json
 from app.protocol.v2 import HEADER_LENGTH, EncodedResponse, decode_infer, encode_infer, parse_header_length
+from app.protocol.v2_adaptation import described_adapting, explain_adapting
 
 __all__ = [
     "DATATYPES",
@@ -60,8 +61,10 @@ __all__ = [
     "datatype_of",
     "decode_infer",
     "decode_predict",
+    "described_adapting",
     "encode_infer",
     "encode_predict",
+    "explain_adapting",
     "explain_plain_options",
     "explain_v2_options",
     "parse_header_length",

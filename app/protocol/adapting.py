@@ -1,9 +1,7 @@
 """What a request may ask for that adapts a model to examples which it brings, the same in both APIs.
 
-The examples are the support: rows of the model's inputs, and targets that its outputs are compared with. In V2 they are
-inputs more, named `support.` and the input's name, and `support.targets` (of a model that makes several predictions
-`support.targets.` and the prediction's name), with as many rows as there are examples; the rest are parameters. The
-plain API has keys for all of it, see :mod:`app.protocol.adaptation`.
+The examples are the support: rows of the model's inputs, and targets that its predictions are compared with. How they
+come is told in :mod:`app.protocol.plain_adaptation` and :mod:`app.protocol.v2_adaptation`.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,14 +19,13 @@ from app.protocol.datatypes import all_finite
 from app.protocol.tensors import TensorSpec
 from app.protocol.wording import describe, listing
 
-__all__ = ["LEARNING_RATE", "NOT_ADAPTING", "STEPS", "Adapt", "Adapting", "Limits"]
+__all__ = ["LEARNING_RATE", "NOT_ADAPTING", "STEPS", "SUPPORT", "TARGETS", "Adapt", "Adapting", "Limits"]
 
 SUPPORT = "support."
 TARGETS = "targets"
 STEPS, LEARNING_RATE = 5, 0.01
 _MOST_PATTERNS = 64
 _LONGEST_PATTERN = 256
-_LONGEST_HANDLE = 64
 
 
 @dataclass(frozen=True)
@@ -113,62 +109,6 @@ class Adapting:
         if self.refusal:
             raise Forbidden(self.refusal) if self.forbidden else BadRequest(self.refusal)
 
-    def asked_by_v2(self, document: Mapping[str, Any], own: Collection[str]) -> bool:
-        """Whether a V2 request brings examples, or names an adapted model.
-
-        Args:
-            document: the request.
-            own: names of the model's inputs.
-
-        Raises:
-            Forbidden, BadRequest: it does, and may not.
-        """
-        parameters, inputs = document.get("parameters"), document.get("inputs")
-        names = [entry.get("name") for entry in inputs if isinstance(entry, dict)] if isinstance(inputs, list) else []
-        handle = isinstance(parameters, dict) and parameters.get("adapted") is not None
-        asked = handle or any(isinstance(n, str) and n.startswith(SUPPORT) and n not in own for n in names)
-        if asked:
-            self.check()
-        return asked
-
-    @cached_property
-    def v2_inputs(self) -> tuple[TensorSpec, ...]:
-        """The examples as inputs of V2."""
-        return tuple(
-            TensorSpec(SUPPORT + spec.name, spec.datatype, spec.shape)
-            for spec in (*self.inputs, *self.targets.values())
-        )
-
-    def from_v2(self, parameters: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> Adapt | None:
-        """What a V2 request adapts to; None if it brings no examples but names an adapted model.
-
-        Args:
-            parameters: of the request.
-            arrays: by the names of V2; those of the examples are taken out.
-
-        Raises:
-            BadRequest: something is missing, or has a value that it cannot have.
-        """
-        handle = read_handle(parameters)
-        given = {s.name.removeprefix(SUPPORT): arrays.pop(s.name) for s in self.v2_inputs if s.name in arrays}
-        if handle is not None:
-            if given:
-                raise BadRequest("a request may bring examples or name an adapted model, however: both")
-            return None
-        missing = [SUPPORT + spec.name for spec in self.inputs if spec.name not in given]
-        if missing:
-            raise BadRequest(f"examples must have all inputs of the model, however: {listing(missing)} missing")
-        targets = {name: given[spec.name] for name, spec in self.targets.items() if spec.name in given}
-        if not targets:
-            wanted = listing(SUPPORT + spec.name for spec in self.targets.values())
-            raise BadRequest(f"examples must have targets, as input {wanted}")
-        patterns = parameters.get("weights")
-        if isinstance(patterns, str):
-            # Not every client of V2 can send a list.
-            patterns = [part.strip() for part in patterns.split(",")]
-        support = {spec.name: given[spec.name] for spec in self.inputs}
-        return self.read({**parameters, "weights": patterns}, support, targets, "parameters.")
-
     def read(
         self,
         given: Mapping[str, Any],
@@ -235,40 +175,6 @@ class Adapting:
         if outputs:
             raise BadRequest("outputs are of queries, and there are none")
 
-    def explain_v2(self) -> dict[str, str]:
-        """What the parameters mean, for people; nothing where nothing can be adapted."""
-        if self.refusal:
-            return {}
-        found = {
-            "steps": "of gradient descent on the examples that come as inputs named support.*: 1 to "
-            f"{self.limits.steps}, {min(STEPS, self.limits.steps)} if it is not given",
-            "learning_rate": f"the step size, above 0; {LEARNING_RATE:g} if it is not given",
-            "loss": f"what the steps minimise: {' or '.join(self.losses)}",
-            "weights": "patterns of the names of weights that adapt, with commas between them; those in which members "
-            "differ if they are not given",
-            "factors": "true to adapt the members' factors instead of full weights",
-        }
-        if self.limits.keep_seconds:
-            found["keep_seconds"] = (
-                f"keep the adapted model for so long, up to {self.limits.keep_seconds:g}; the answer says its handle"
-            )
-            found["adapted"] = "the handle of an adapted model that was kept: it answers instead of the model"
-        return found
-
-    def described(self) -> dict[str, Any]:
-        """What may be adapted to, for the metadata; nothing where nothing can be."""
-        if self.refusal:
-            return {}
-        return {
-            "support_inputs": [
-                {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in self.v2_inputs
-            ],
-            "losses": list(self.losses),
-            "most_steps": self.limits.steps,
-            "most_examples": self.limits.examples,
-            "longest_keep_seconds": self.limits.keep_seconds,
-        }
-
     def _check_examples(self, support: Mapping[str, NDArray[Any]], targets: Mapping[str, NDArray[Any]]) -> None:
         counts = {name: len(array) for name, array in support.items()}
         count = next(iter(counts.values()))
@@ -290,20 +196,6 @@ class Adapting:
 
 
 NOT_ADAPTING = Adapting(refusal="this service adapts no models")
-
-
-def read_handle(parameters: Mapping[str, Any]) -> str | None:
-    """The handle of an adapted model that a V2 request names.
-
-    Raises:
-        BadRequest: it is none.
-    """
-    handle = parameters.get("adapted")
-    if handle is None:
-        return None
-    if not isinstance(handle, str) or not 0 < len(handle) <= _LONGEST_HANDLE:
-        raise BadRequest(f"parameters.adapted must be the handle of an adapted model, however: {describe(handle)}")
-    return handle
 
 
 def _number(value: object, subject: str, most: float = math.inf) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from app.errors import BadRequest, PayloadTooLarge
-from app.protocol.adapting import NOT_ADAPTING, Adapting, read_handle
+from app.protocol.adapting import NOT_ADAPTING, Adapting
 from app.protocol.bringing import NOTHING_BROUGHT, Bringable, WeightSpec
 from app.protocol.document import may_hold_booleans, parse_json
 from app.protocol.options import MOST_MEMBERS, read_v2_options
@@ -30,6 +30,7 @@ from app.protocol.request import (
     read_id,
 )
 from app.protocol.tensors import TensorSpec, array_from_bytes, array_from_json, checked_shape
+from app.protocol.v2_adaptation import asks_to_adapt, read_adapt, read_handle, support_inputs
 from app.protocol.v2_answer import HEADER_LENGTH, EncodedResponse, encode_infer
 from app.protocol.wording import describe, listing, quote
 
@@ -84,7 +85,7 @@ def decode_infer(
     text, tail = _split(body, json_length)
     document = parse_json(text)
     parameters = optional_object(document, "parameters", "parameters")
-    adapting = adapts.asked_by_v2(document, [spec.name for spec in specs])
+    adapting = asks_to_adapt(document, adapts, [spec.name for spec in specs])
     if adapting:
         if brings.from_v2(parameters) is not None:
             raise BadRequest("a request may ask for adapted members or for a perturbation, however: both")
@@ -100,7 +101,7 @@ def decode_infer(
     requested = _read_outputs(document.get("outputs"), outputs, default_outputs, binary_default, lacking)
     known = (*specs, *targets.values()) if targets else specs
     if adapting:
-        known = (*specs, *adapts.v2_inputs)
+        known = (*specs, *support_inputs(adapts))
     inputs = _read_inputs(document.get("inputs"), known, tail, json_length is not None, may_hold_booleans(text), brings)
     weights = {}
     if brings.weights:
@@ -109,7 +110,7 @@ def decode_infer(
     asked = {}
     if targets:
         asked = {spec.name: inputs.pop(spec.name) for spec in targets.values() if spec.name in inputs}
-    adapt = adapts.from_v2(parameters, inputs) if adapting else None
+    adapt = read_adapt(parameters, inputs, adapts) if adapting else None
     rows = common_rows(inputs, specs) if inputs or adapt is None else 0
     if adapting:
         adapts.check_queries(rows, adapt, document.get("outputs"))

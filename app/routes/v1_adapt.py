@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.adaptation import Adaptation, Kept
 from app.protocol import InferRequest, decode_predict, encode_predict
-from app.protocol.adaptation import decode_adapt
+from app.protocol.plain_adaptation import decode_adapt
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
 

@@ -7,7 +7,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.errors import Unavailable
-from app.protocol import HEADER_LENGTH, decode_infer, encode_infer, explain_v2_options, parse_header_length
+from app.protocol import (
+    HEADER_LENGTH,
+    decode_infer,
+    described_adapting,
+    encode_infer,
+    explain_adapting,
+    explain_v2_options,
+    parse_header_length,
+)
 from app.repository import Entry
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
@@ -86,7 +94,7 @@ def _metadata(request: Request, name: str, version: str | None = None) -> Respon
     model = chosen_model(request, name, version)
     explained = explain_v2_options(len(model.ensemble), model.confidence_level)
     brings, adapts = service_of(request).variants.of(model).bringable, service_of(request).adaptation.of(model)
-    return json_response(metadata(request, model, explained | brings.explain_v2() | adapts.explain_v2()))
+    return json_response(metadata(request, model, explained | brings.explain_v2() | explain_adapting(adapts)))
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
@@ -125,7 +133,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
 
 def metadata(request: Request, model: Served, request_parameters: dict[str, str]) -> dict[str, Any]:
     """The protocol's model metadata; what this service adds to it stands under ``parameters``."""
-    brings = service_of(request).variants.of(model).bringable
+    brings, adapts = service_of(request).variants.of(model).bringable, service_of(request).adaptation.of(model)
     return {
         "name": model.name,
         "versions": service_of(request).repository.served(model.name),
@@ -155,7 +163,9 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
             # Not among the inputs: clients would take each for one that has a batch and must come.
             **({"weight_inputs": weights} if (weights := brings.described()) else {}),
             **({"perturbation_parameters": names} if (names := brings.names) else {}),
-            **({"adaptation": about} if (about := service_of(request).adaptation.of(model).described()) else {}),
+            **(
+                {"adaptation": about} if (about := described_adapting(adapts)) else {}
+            ),
         },
     }
 

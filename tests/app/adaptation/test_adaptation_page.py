@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import ensemble
-from app.protocol import adaptation, adapting
+from app.protocol import adapting, plain_adaptation
 from app.settings import Settings
 from tests.app.support import ROOT, serving
 from tests.app.test_protocol_page import form, steps
@@ -78,7 +78,7 @@ def test_its_python_runs(server):
 def test_its_tables_name_what_there_is():
     keys = PAGE.split("| key | default | |")[1].split("\n\n")[0]
     named = {key for row in keys.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(adaptation._KEYS)
+    assert named == set(plain_adaptation._KEYS)
     assert (f"`steps` | {adapting.STEPS} |" in keys, f"`learning_rate` | {adapting.LEARNING_RATE} |" in keys) == (
         True,
         True,
