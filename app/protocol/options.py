@@ -97,12 +97,21 @@ def read_v2_options(
 
 
 def read_plain_options(
-    parameters: Mapping[str, Any], *, most_members: int = MOST_MEMBERS, timeout: float | None = None
+    parameters: Mapping[str, Any],
+    *,
+    most_members: int = MOST_MEMBERS,
+    timeout: float | None = None,
+    others: Sequence[str] = (),
 ) -> Options:
-    """Reads the parameters of a request of the plain API; as `read_v2_options`, and no other names are allowed."""
+    """Reads the parameters of a request of the plain API; as `read_v2_options`, and no other names are allowed.
+
+    Args:
+        parameters, most_members, timeout: as there.
+        others: names that are allowed too, and read elsewhere.
+    """
     for name in parameters:
-        if name not in _PLAIN:
-            raise BadRequest(f"parameters must be among {listing(_PLAIN)}, however: {quote(name)}")
+        if name not in _PLAIN and name not in others:
+            raise BadRequest(f"parameters must be among {listing((*_PLAIN, *others))}, however: {quote(name)}")
     own = _positive(parameters, "timeout_seconds", LONGEST_TIMEOUT)
     return _options(parameters, own, most_members, timeout)
 

@@ -66,9 +66,8 @@ def decode_predict(
             raise BadRequest(f"the body's keys must be among {listing(_KEYS)}, however: {quote(key)}")
     parameters = optional_object(document, "parameters", "parameters")
     perturbation = brings.from_plain(parameters)
-    if brings.settings:
-        parameters = {name: value for name, value in parameters.items() if name != "perturbation"}
-    options = read_plain_options(parameters, most_members=most_members, timeout=timeout)
+    others = ("perturbation",) if brings.settings else ()
+    options = read_plain_options(parameters, most_members=most_members, timeout=timeout, others=others)
     request_id = read_id(document)
     requested = read_outputs(document.get("outputs"), outputs, default_outputs, lacking)
     booleans = may_hold_booleans(body)

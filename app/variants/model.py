@@ -157,7 +157,7 @@ class ModelVariants:
             raise BadRequest(f"the perturbation cannot be made: {error}") from None
         if kind.nbytes > self._limits.perturbed_bytes:
             fits = members * self._limits.perturbed_bytes // kind.nbytes
-            fewer = f"{fits} members at most" if fits else "fewer weights (include)"
+            fewer = f"{fits} at most" if fits else "fewer weights (include)"
             raise BadRequest(
                 f"{members} members of this perturbation have {human(kind.nbytes)} of weights of their own and "
                 f"{human(self._limits.perturbed_bytes)} are permitted: ask for {fewer}, or for a recipe with thin "

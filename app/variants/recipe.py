@@ -40,12 +40,14 @@ def recipe_of(asked: Perturbed, own: ensemble.Recipe | None) -> ensemble.Perturb
     if name not in drawn:
         why = " (its members are learned from data, not drawn from a seed)" if name in recipes else ""
         raise BadRequest(f"recipe must be one of {', '.join(drawn)}, however: {quote(name)}{why}")
-    kind, given = drawn[name], dict(asked.settings)
+    kind, given = drawn[name], dict[str, Any](asked.settings)
     known = _settings(kind)
     if unknown := [setting for setting in given if setting not in known]:
         has = f"it has {', '.join(known)}" if known else "a request sets none of it"
         raise BadRequest(f"the recipe {name!r} has no setting {', '.join(unknown)}; {has}")
-    settings = _defaults(name, own) | {n: _patterns(v) if n in _PATTERNS else v for n, v in given.items()}
+    for setting in _PATTERNS & set(given):
+        given[setting] = _patterns(given[setting], setting)
+    settings = _defaults(name, own) | given
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every recipe is a dataclass
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [needs for needs in needed if needs not in settings]:
@@ -92,5 +94,7 @@ def _defaults(name: str, own: ensemble.Recipe | None) -> dict[str, Any]:
     return own.settings() if own is not None and own.name == name else {}
 
 
-def _patterns(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+def _patterns(value: object, setting: str) -> list[str]:
+    if not isinstance(value, str):
+        raise BadRequest(f"{setting} must be name patterns with commas, such as 'fc*.weight', however: {value!r}")
+    return [part.strip() for part in value.split(",") if part.strip()]

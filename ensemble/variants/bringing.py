@@ -25,8 +25,8 @@ MAX_RANK = 256
 _MOST_PLANS = 1024
 
 NO_REFERENCE = (
-    "this ensemble's members were trained separately or given, so that there are no trained weights that all of them "
-    "come from."
+    "this ensemble's members were trained separately, generated or given, so that there are no trained weights that "
+    "all of them come from."
 )
 
 

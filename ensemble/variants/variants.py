@@ -48,15 +48,18 @@ class Variants:
     def __init__(self, made: Ensemble) -> None:
         self._program = made.program
         self._device = made.device
-        self._recipe = made.origin.recipe
         dtypes = made.members.dtypes
         shared = made.members.shared
+        if len(made) == 1 and made.origin.recipe is None:
+            # A member that was not drawn is what was trained.
+            shared = made.members.whole(0)
         # As trained, from which members are drawn; and where and as what the members are, which they share.
         self.trained = {**shared, **made.origin.reference}
         placed = {
             name: shared[name] if name in shared else weight.to(self._device, dtypes[name])
             for name, weight in self.trained.items()
         }
+        self._unknown = any(name not in self.trained for name in dtypes)
         self._trainable = _trainable(made)
         outputs = Outputs(made.task, tuple(heads(made.task, made.program.outputs)), made.noise_variance)
         self._statistics = frozenset(outputs.described())
@@ -81,8 +84,8 @@ class Variants:
         key = recipe, members
         found = self._kinds.get(key)
         if found is None:
-            if self._trainable is None:
-                raise RecipeError(NO_REFERENCE if self._recipe is None else _SAVED_BEFORE)
+            if self._unknown or self._trainable is None:
+                raise RecipeError(NO_REFERENCE if self._unknown else _SAVED_BEFORE)
             settled = recipe.settled(self._program)
             names = settled.select(self.trained, self._trainable)
             sizes = {name: tuple(self.trained[name].shape) for name in names}
@@ -191,12 +194,9 @@ class Variants:
 
 
 def _trainable(made: Ensemble) -> frozenset[str] | None:
-    """Names of the model's parameters; None where they, or what they were as trained, are not known."""
-    recipe, known = made.origin.recipe, {**made.members.shared, **made.origin.reference}
-    if recipe is None or any(name not in known for name in made.members.dtypes):
-        return None
+    """Names of the model's parameters; None where they are not known."""
     if made.origin.trainable is not None:
         return frozenset(made.origin.trainable)
-    settings = recipe.settings()
+    settings = made.origin.recipe.settings() if made.origin.recipe else {}
     everything = settings.get("include") == ["*"] and not settings.get("exclude")
     return frozenset(made.origin.reference) if everything else None

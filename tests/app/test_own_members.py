@@ -229,7 +229,7 @@ def test_requests_that_wait_share_a_call_by_kind_and_bad_numbers_fail_alone(serv
         ({"recipe": "gaussian", "scale": 1, "members": 13}, "members must be a whole number from 1 to 12, however: 13"),
         (
             {"recipe": "low_rank", "scale": 1, "rank": 64, "members": 12},
-            "KiB are permitted: ask for .* members at most",
+            "KiB are permitted: ask for .* at most",
         ),
         ({"recipe": "low_rank", "scale": 1, "tolerance": 0.1}, "tolerance is for the model's own members"),
     ],

@@ -61,7 +61,7 @@ def test_what_is_told_asks_for_the_same_again(own, ask, want, telling):
         (OWN, asked("rank1"), "the recipe 'rank1' needs scale"),
         (OWN, asked("rank1", scale="big"), "scale must be a finite number ≥ 0, however: 'big'"),
         (OWN, asked("rank1", scale=True), "scale must be a finite number ≥ 0, however: True"),
-        (OWN, asked("rank1", scale=1, include=3), "cannot have these settings"),
+        (OWN, asked("rank1", scale=1, include=3), "include must be name patterns with commas, .* however: 3"),
         (OWN, asked("rank1", scale=10**400), "cannot have these settings|scale must be a finite number"),
     ],
 )

@@ -89,8 +89,25 @@ def test_what_was_fitted_is_not_carried_over(made):
 
 def test_an_ensemble_that_comes_from_no_one_model_refuses_recipes(saved):
     stacked = ensemble.load(saved / "stacked")
-    with pytest.raises(RecipeError, match="no trained weights that all of them come from"):
-        stacked.perturbed(ensemble.Gaussian(0.1), members=2)
+    several = ensemble.perturb(
+        [seeded(SCENARIOS["mlp"], seed) for seed in range(2)],
+        ensemble.LowRank(0.1),
+        members=4,
+        example=torch.zeros(2, 6),
+    )
+    for ens in (stacked, several):
+        with pytest.raises(RecipeError, match="no trained weights that all of them come from"):
+            ens.perturbed(ensemble.Gaussian(0.1), members=2)
+
+
+def test_one_network_of_given_weights_is_what_was_trained(made):
+    model, x, recipe = seeded(SCENARIOS["mlp"]), torch.randn(3, 6), ensemble.LowRank(0.2)
+    weights = {"3.bias": torch.randn(4), "0.weight": torch.randn(16, 6)}
+    model.load_state_dict(weights, strict=False)
+    want = ensemble.perturb(model, recipe, members=4, seed=2, example=x)
+    got = made("mlp").with_weights(weights).perturbed(recipe, members=4, seed=2)
+    assert all(torch.equal(got.members.stacked[key], want.members.stacked[key]) for key in want.members.stacked)
+    assert torch.equal(got(x), want(x))
 
 
 def test_arguments_that_cannot_be_are_refused(made):
