@@ -229,6 +229,8 @@ class Adaptation:
         mixture = model.ensemble.members.mixture
         if members is not None and mixture is not None and not bool(mixture[:members].any()):
             raise BadRequest(f"the first {members} members have no weight in the mixture; ask for more of them")
+        outputs = tuple(output.name for output in request.outputs)
+        model.check_searches(outputs, request.rows, members or adapted or len(model.ensemble), question)
         return replace(question, members=None), members
 
     def _check_memory(self, model: Served, choice: Choice, adapt: Adapt, queries: int) -> int:
