@@ -69,9 +69,9 @@ def fit(
             instead, usually the training rows; inputs alone are enough for some, such as perturb_and_correct. Without
             it such a recipe gets a third of the rows if it is asked for by name.
         task: "classification" (targets are class indices), "regression" or "gaussian" (targets are values).
-        recipe: "auto" compares all recipes that say what to try and keeps the best; a name ("rank1"), a recipe whose
-            other settings are kept (``Rank1(scale=0.1, include="head.*")``: its scale is searched), or several of
-            these.
+        recipe: "auto" compares all recipes that say what to try and keeps the best, or what trains its members where
+            the rows do not surely (by two standard errors) speak against it; a name ("rank1"), a recipe whose other
+            settings are kept (``Rank1(scale=0.1, include="head.*")``: its scale is searched), or several of these.
         budget: how long comparing settings and making the members may take: "60s", "5m", or seconds. Capturing the
             model comes before, which takes seconds. At least the net alone and one setting are tried.
         confidence_level: of intervals and sets where none is asked for.

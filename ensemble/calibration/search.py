@@ -9,7 +9,7 @@ import torch
 
 from ensemble.calibration.averaging import gain
 from ensemble.calibration.budget import Budget
-from ensemble.calibration.families import Family, average
+from ensemble.calibration.families import Average, Family, average
 from ensemble.calibration.likelihood import row_log_likelihood
 from ensemble.calibration.made import Made, members_of
 from ensemble.calibration.report import Finding
@@ -59,19 +59,21 @@ def compare(
     _search(trials, asked, members, tried, clock, reserve, tell)
     baseline = average(alone, single, trials.task)
     found = [average(family, single, trials.task) for family in asked if family.trials]
-    found.sort(key=lambda one: one.log_likelihood, reverse=True)
+    found = _in_order(found, baseline)
+    best = max((one.log_likelihood for one in found), default=0.0)
     notes = _how_to_learn(asked)
     chosen, why = baseline, "No recipe makes the held-out rows likelier than the net alone."
     for one in found:
         ours, error = gain(one.left_out, baseline.left_out)
-        tolerated = _SURELY * error if named else 0.0
+        # What trains stands first only where the rows do not surely speak against it.
+        tolerated = _SURELY * error if named or one.family.dear else 0.0
         if ours <= -tolerated:
-            break
+            continue
         tell(f"members of {one.family.name}")
         made = members_of(trials, one, members)
         reached = _reached(trials, made)
         if reached >= baseline.fitted - tolerated:
-            why = _why(ours, error, len(found))
+            why = _why(ours, error, len(found), named=named, likeliest=one.log_likelihood >= best)
             return made, Finding(baseline, tuple(found), tuple(asked), one, why, reached, tuple(notes))
         notes.append(
             f"{one.family.name} promised {ours:.4f} nats, but with {members} members the rows are less likely than "
@@ -91,15 +93,35 @@ def _how_to_learn(asked: Sequence[Family]) -> list[str]:
     return [_HOW_TO_LEARN.format(names=listed)]
 
 
-def _why(ours: float, error: float, compared: int) -> str:
+def _in_order(found: Sequence[Average], baseline: Average) -> list[Average]:
+    """What makes the held-out rows likeliest first, but before it what trains members, if they do not surely say that
+    it is worse.
+
+    Members that were trained are as good nets each and nearer to separately trained ones than perturbed ones are. The
+    net's own training was often stopped by the held-out rows, so that they favour it, and what stays near it.
+    """
+    ordered = sorted(found, key=lambda one: one.log_likelihood, reverse=True)
+
+    def kept(one: Average) -> bool:
+        rivals = (gain(one.left_out, other.left_out) for other in (baseline, ordered[0]))
+        return one.family.dear and all(ours >= -_SURELY * error for ours, error in rivals)
+
+    return [*filter(kept, ordered), *(one for one in ordered if not kept(one))]
+
+
+def _why(ours: float, error: float, compared: int, *, named: bool, likeliest: bool) -> str:
     if ours <= 0:
+        asked = "It was asked for" if named else "It trains its members"
         return (
-            "It was asked for, and the held-out rows hardly tell it from the net alone: "
+            f"{asked}, and the held-out rows hardly tell it from the net alone: "
             f"{ours:+.4f} ± {error:.4f} nats each, left out of the weights."
         )
+    other = ", and likelier than under any other recipe" if compared > 1 else ""
+    if not likeliest:
+        other = "; under another recipe they are not surely likelier, and this one trains its members"
     return (
         f"Left out of the weights, the held-out rows are likelier by {ours:.4f} ± {error:.4f} nats each than "
-        f"under the net alone{', and likelier than under any other recipe' if compared > 1 else ''}."
+        f"under the net alone{other}."
     )
 
 

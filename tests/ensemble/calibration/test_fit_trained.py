@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import ensemble
+from ensemble.calibration.families import Average, Family
+from ensemble.calibration.search import _in_order
 from ensemble.perturbation.adapted import Adapted
 
 ROWS, STEPS = 60, 4
@@ -68,3 +70,21 @@ def test_the_mixture_is_as_likely_as_the_report_says(fitted):
     reached = (each.exp() @ made.members.mixture).log().mean()
     assert float(made.members.mixture.sum()) == pytest.approx(1)
     assert float(reached) == pytest.approx(made.report["kept"]["log_likelihood"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("behind", "first"), [(-0.2, "adapted"), (0.0, "adapted"), (0.15, "adapted"), (0.25, "rank1"), (1.0, "rank1")]
+)
+def test_what_trains_is_kept_unless_the_rows_surely_speak_against_it(behind, first):
+    # The rows' differences have a standard deviation of 1, and there are 100: two standard errors are 0.2.
+    noise = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    noise = (noise - noise.mean()) / noise.std()
+
+    def average(recipe, values):
+        return Average(Family(recipe.name, [recipe]), (), 1.0, values, float(values.mean()))
+
+    net = average(ensemble.Rank1(scale=0.0), torch.full((100,), -1.0, dtype=torch.float64))
+    drawn = average(ensemble.Rank1(scale=0.1), torch.zeros(100, dtype=torch.float64))
+    trained = average(ensemble.Adapted(steps=3, lr=0.1), noise - behind)
+    assert next(one.family.name for one in _in_order([drawn, trained], net)) == first
+    assert _in_order([trained, drawn], net) == _in_order([drawn, trained], net)
