@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble.errors import RecipeError
+from ensemble.memory import available
 from ensemble.perturbation.base import Perturbation, as_patterns, choose
 from ensemble.perturbation.learned import Learned, Material
 from ensemble.perturbation.low_rank import MAX_RANK
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _EPOCHS = 10
 _RATES = (2.5e-3, 2e-2)
+# Of the memory that is free, what data may take.
+_ROOM = 0.25
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class Adapted(Learned, name="adapted"):
             raise RecipeError("adapted learns from examples: give data=(inputs, targets).")
         loss = self._loss(material)
         half, program, weights = _exact(material)
-        data = material.data.to(material.device)
+        data = _near(material.data, material.device)
         inputs = tuple(t.to(spec.dtype) for t, spec in zip(data.inputs, program.inputs, strict=True))
         members = starting(
             program,
@@ -203,9 +206,9 @@ class Adapted(Learned, name="adapted"):
             )
         if self.loss is not None:
             return self.loss
-        return negative_log_likelihood(
-            material.task, heads(material.task, material.program.outputs), material.noise_variance
-        )
+        # Without noise it has no density; the squared error has the same minimum.
+        noise_variance = material.noise_variance or None
+        return negative_log_likelihood(material.task, heads(material.task, material.program.outputs), noise_variance)
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,12 @@ class _Work:
     data: Data
     loss: Loss
     half: torch.dtype | None
+
+
+def _near(data: Data, device: torch.device) -> Data:
+    """The data where the members are, if there is room beside them; else rows are fetched as they are needed."""
+    free = available(device)
+    return data.to(device) if free is None or data.nbytes < _ROOM * free else data
 
 
 def _exact(material: Material) -> tuple[torch.dtype | None, Program, Weights]:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.func import grad_and_value
 
-from ensemble.errors import EnsembledError, InputError
+from ensemble.errors import EnsembledError, InputError, ModelError
 from ensemble.losses import Loss
 from ensemble.program.export import first_line
 from ensemble.program.program import Program, Weights
 from ensemble.vectorised import refused, vmappable
 
+aten = torch.ops.aten
 # Weights of some members by name, each (members, *shape).
 Stacked = Mapping[str, Tensor]
 
@@ -48,7 +49,7 @@ class Objective:
             Gradients as the weights are, and the losses, (members,).
 
         Raises:
-            ModelError: the model cannot run for many members at once.
+            ModelError: the model cannot run for many members at once, or an operation has no derivative.
             InputError: the loss does not give a number for each row.
         """
 
@@ -67,6 +68,21 @@ class Objective:
             lambda: many(dict(weights), dict(fixed), tuple(inputs), targets)
         )
         return result
+
+    def check(self, weights: Stacked, fixed: Stacked, inputs: Sequence[Tensor], targets: Tensor) -> None:
+        """Raise unless the first member's loss is one that can be minimised. Arguments as for :meth:`gradients`.
+
+        Raises:
+            InputError: it is no number for each row, or does not depend on the weights.
+        """
+        own = {name: tensor.clone().requires_grad_() for name, tensor in _only(weights).items()}
+        with torch.enable_grad():
+            each = self._run(lambda: self._of_rows({**own, **_only(fixed)}, [t[0] for t in inputs], targets[0]))
+        if not each.requires_grad:
+            raise InputError(
+                "The loss does not depend on the weights by operations that have a derivative, so nothing would be "
+                "learned: look for argmax, round, detach() or no_grad() in the loss, or in the model."
+            )
 
     def losses(self, weights: Stacked, fixed: Stacked, inputs: Sequence[Tensor], targets: Tensor) -> Tensor:
         """Of every row, without gradients, (members, rows). Arguments as for :meth:`gradients`."""
@@ -99,6 +115,8 @@ class Objective:
             raise InputError(
                 f"The loss must give a number for each of the {len(targets)} rows (reduction='none'), however: {got}."
             )
+        if not each.is_floating_point():
+            raise InputError(f"The loss must be real floating-point numbers, however: {each.dtype}.")
         return each.flatten(1).mean(1) if each.ndim > 1 else each
 
     def _run(self, call: Callable[[], Any]) -> Any:
@@ -108,7 +126,28 @@ class Objective:
             except RuntimeError as error:
                 if refusal := refused(self.program, error):
                     raise refusal from error
+                if "derivative for" in str(error) and "not implemented" in str(error):
+                    raise ModelError(f"Members of this model cannot be trained: {first_line(error)}.") from error
                 raise
+
+
+def differentiable(program: Program) -> Program:
+    """The same program without operations that have no derivative, though what they compute has one.
+
+    Assigning to a part of a tensor (``h[:, 0] = 0``) is exported as a copy, for which PyTorch has none.
+    """
+    if program.graph is None or not any(node.target is aten.copy.default for node in program.graph.nodes):
+        return program
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.target is aten.copy.default:
+            onto, source = (copies[argument] for argument in node.args[:2])
+            spread = graph.call_function(aten.expand_as.default, (source, onto))
+            copies[node] = graph.call_function(aten.type_as.default, (spread, onto))
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return program.running(graph, program.empty_weights())
 
 
 def _only(weights: Stacked) -> dict[str, Tensor]:

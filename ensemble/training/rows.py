@@ -70,7 +70,10 @@ class Rows:
         filled = None
         if hold_back:
             if int(counts.min()) == 0:
-                raise RecipeError(f"{rows} rows are too few to hold some back for early stopping.")
+                raise RecipeError(
+                    f"Of {rows} row{'s' if rows > 1 else ''} none is left to be held back from every member: give more "
+                    "data, or early_stopping=False."
+                )
             filled = torch.zeros(len(members), int(counts.max()), dtype=torch.long)
             for place, some in enumerate(held):
                 filled[place, : len(some)] = some

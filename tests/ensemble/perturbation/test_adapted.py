@@ -9,7 +9,7 @@ import ensemble
 from ensemble.data import Data
 from ensemble.losses import negative_log_likelihood
 from ensemble.perturbation import Recipe
-from ensemble.perturbation.adapted import Adapted
+from ensemble.perturbation.adapted import Adapted, _near
 from ensemble.structured import LEFT, RIGHT
 from ensemble.tasks import heads
 from ensemble.training import Schedule, train
@@ -149,6 +149,22 @@ def test_a_loss_of_ones_own_is_remembered_by_its_name(tmp_path):
     assert loaded.loss == f"{__name__}.squared"
     with pytest.raises(ensemble.RecipeError, match=r"squared' is the name of a function .* Give loss="):
         make(loaded, data=(X, targets), task="regression")
+
+
+def test_a_regression_without_noise_minimises_the_squared_error():
+    model, targets = nn.Linear(6, 1), X[:, :1].sin()
+    quiet, plain = (
+        make(Adapted(steps=10), model, data=(X, targets), task="regression", noise_variance=variance)
+        for variance in (0.0, None)
+    )
+    assert same(quiet, plain)
+
+
+def test_data_are_fetched_row_by_row_where_there_is_no_room(monkeypatch):
+    data, elsewhere = Data((X,), Y), torch.device("meta")
+    assert _near(data, elsewhere).inputs[0].device == elsewhere
+    monkeypatch.setattr("ensemble.perturbation.adapted.available", lambda device: 3 * data.nbytes)
+    assert _near(data, elsewhere) is data
 
 
 def test_a_time_budget_is_kept_as_a_number_of_steps():

@@ -222,6 +222,8 @@ def test_a_member_that_diverges_is_told_of_or_keeps_what_was_finite(made):
     arguments = ens.program, ens.members, Data(inputs, targets), likelihood(ens, task)
     with pytest.raises(ensemble.RecipeError, match=r"Training diverged: after \d+ steps .* members 0, 1.* Lower lr"):
         train(*arguments, Schedule(steps=20, lr=1e30))
+    with pytest.raises(ensemble.RecipeError, match="after 1 step loss or weights"):
+        train(*arguments, Schedule(steps=1, lr=1e30))
     got = train(*arguments, Schedule(steps=20, lr=1e30), held=Data(inputs, targets))
     assert got.diverged == (0, 1, 2, 3, 4)
     assert got.kept.tolist() == [0] * 5
@@ -264,6 +266,10 @@ def test_any_loss_of_outputs_and_targets(made):
         (lambda outputs, y: 3.0, "however: a float"),
         (lambda outputs, y: (outputs[0] - y).square(), r"fails on outputs of shape \[\[32, 4\]\] and targets of shape"),
         (lambda outputs, y: outputs["logits"], "The loss fails on outputs of shape"),
+        (lambda outputs, y: outputs[0].argmax(-1), "real floating-point numbers, however: torch.int64"),
+        (lambda outputs, y: outputs[0].sum(-1) * 1j, "however: torch.complex64"),
+        (lambda outputs, y: outputs[0].argmax(-1).float(), "no.* depend on the weights .* argmax"),
+        (lambda outputs, y: F.cross_entropy(outputs[0].detach(), y, reduction="none"), "nothing would be learned"),
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 5])
@@ -293,6 +299,48 @@ def test_a_model_that_vmap_refuses_is_trained_one_member_after_the_other():
                  SCHEDULE, seed=5)  # fmt: skip
     for name, tensor in want.members.stacked.items():
         assert torch.allclose(got.members.stacked[f"fc.{name}"], tensor, atol=1e-5)
+
+
+class Assigning(torch.nn.Module):
+    """A model that changes a part of a tensor in place, and one that computes the same without."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.hidden, self.out, self.in_place = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3), in_place
+
+    def forward(self, x):
+        h = self.hidden(x)
+        if self.in_place:
+            h[:, :3] = h[:, 3:4]
+        else:
+            h = torch.cat([h[:, 3:4].expand(-1, 3), h[:, 3:]], 1)
+        return self.out(h.relu())
+
+
+def test_a_model_that_assigns_to_a_part_of_a_tensor_is_trained():
+    x, targets = torch.randn(ROWS, 4), torch.arange(ROWS) % 3
+    assigning, same = Assigning(True), Assigning(False)
+    same.load_state_dict(assigning.state_dict())
+    recipe = ensemble.Adapted(steps=10, start=ensemble.Gaussian(scale=0.1))
+    got, want = (
+        ensemble.perturb(model, recipe, members=2, data=(x, targets), task="classification")
+        for model in (assigning, same)
+    )
+    for name, tensor in want.members.stacked.items():
+        torch.testing.assert_close(got.members.stacked[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_without_derivative_is_told_of():
+    class Stepping(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.heaviside(y, y)
+
+    x = torch.randn(ROWS, 4)
+    ens = ensemble.perturb(Stepping(4, 3), ensemble.Gaussian(scale=0.1), members=2, example=x, live=True)
+    data = Data((x,), torch.arange(ROWS) % 3)
+    with pytest.raises(ensemble.ModelError, match="cannot be trained: derivative for aten::heaviside"):
+        train(ens.program, ens.members, data, likelihood(ens, "classification"), SCHEDULE)
 
 
 def test_a_time_budget_is_a_number_of_steps(made):

@@ -72,5 +72,5 @@ def test_of_very_many_rows_held_back_some_are_looked_at(monkeypatch):
 
 
 def test_too_few_rows_to_hold_some_back():
-    with pytest.raises(ensemble.RecipeError, match="4 rows are too few to hold some back"):
+    with pytest.raises(ensemble.RecipeError, match="Of 4 rows none is left to be held back"):
         draw(range(2), 4, bootstrap=False)
