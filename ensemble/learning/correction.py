@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ensemble.data import Data
-from ensemble.learning.layers import Layer, upto
+from ensemble.errors import RecipeError
+from ensemble.learning.layers import Layer, listing, upto
+from ensemble.learning.room import require_room
 from ensemble.members import Members, Progress
 from ensemble.memory import require
 from ensemble.program.program import Program, Weights
@@ -50,13 +52,19 @@ def corrected(
         The members with the layers' weights stacked.
 
     Raises:
+        RecipeError: activations are not finite.
         MemoryLimitError: they do not fit, before anything is allocated.
     """
     names = [name for layer in layers for name in layer.weights]
     device = weights[names[0]].device
     require(sum(weights[name].numel() * weights[name].element_size() for name in names), perturbed.count, device)
     each = sum(_equations_bytes(layer, weights) for layer in layers)
-    require(each, 1, device)
+    require_room(
+        each,
+        device,
+        f"The normal equations of {listing(layers)} for one member",
+        "choose a layer that narrower ones follow",
+    )
     size = max(1, min(perturbed.count, _EQUATIONS_BYTES // each))
     stacked = {name: weights[name].new_empty((perturbed.count, *weights[name].shape)) for name in names}
     groups = range(0, perturbed.count, size)
@@ -169,15 +177,29 @@ class _Equations:
             self.right[at].baddbmm_(a.mT, missing)
 
     def solved(self, ridge: float) -> dict[str, Tensor]:
-        """The members' weights, (count, *shape), by name."""
+        """The members' weights, (count, *shape), by name.
+
+        Raises:
+            RecipeError: a member's activations are not finite.
+        """
         gram, right = self.gram, self.right
+        size = gram.diagonal(dim1=1, dim2=2).sum(1)
+        if not bool(size.isfinite().all()) or not bool(right.isfinite().all()):
+            raise RecipeError(
+                f"What the layer {self.layer.name!r} reads is not finite for some calibration inputs: look for NaN or "
+                "infinity in data, or lower scale."
+            )
         if self.bias is not None:
             # The bias is free: centred equations for the rest.
             rows = gram[0, -1, -1]
             mean, mean_missing = gram[:, :-1, -1] / rows, right[:, -1] / rows
+            size = size - rows
             gram = gram[:, :-1, :-1] - rows * mean.unsqueeze(2) * mean.unsqueeze(1)
             right = right[:, :-1] - rows * mean.unsqueeze(2) * mean_missing.unsqueeze(1)
-        delta = _least_squares(gram, right, ridge)
+        # What activations in their own precision cannot tell from nothing: without this the sum of what a layer
+        # normalisation gives, which is 0 but for rounding, would be fitted with huge weights.
+        rounding = max(torch.finfo(self.weight.dtype).eps ** 2, torch.finfo(gram.dtype).eps * self.width) * size
+        delta = _least_squares(gram, right, ridge, rounding)
         found = {self.layer.weight: (self.matrix + delta.mT).view(-1, *self.weight.shape)}
         if self.bias is not None:
             shift = mean_missing - (mean.unsqueeze(1) @ delta).squeeze(1)
@@ -186,16 +208,21 @@ class _Equations:
         return {name: weight.to(self.weight.device, self.weight.dtype) for name, weight in found.items()}
 
 
-def _least_squares(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """Solve (G + λ) X = C for each member, λ relative to the mean eigenvalue; of least norm where that is singular."""
-    if ridge > 0:
-        size = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
+def _least_squares(gram: Tensor, right: Tensor, ridge: float, rounding: Tensor) -> Tensor:
+    """Solve (G + λ) X = C for each member, λ relative to the mean eigenvalue; of least norm where that is singular.
+
+    Args:
+        gram: G, (members, width, width), symmetric.
+        right: C, (members, width, outputs).
+        ridge: λ in units of the mean eigenvalue of G.
+        rounding: eigenvalues up to which they count as 0, (members,).
+    """
+    size = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
+    if bool((size > rounding).all()):
         lower, failed = torch.linalg.cholesky_ex(gram + torch.diag_embed(size.unsqueeze(1).expand(gram.shape[:2])))
         if not bool(failed.any()):
             return torch.cholesky_solve(right, lower)
-        gram = gram + torch.diag_embed(size.unsqueeze(1).expand(gram.shape[:2]))
     values, vectors = torch.linalg.eigh(gram)
-    smallest = torch.finfo(gram.dtype).eps * gram.shape[1] * values[:, -1:]
-    inverse = torch.where(values > smallest, 1 / values, 0.0)
+    inverse = torch.where(values > rounding.unsqueeze(1), 1 / (values + size.unsqueeze(1)), 0.0)
     found: Tensor = vectors @ (inverse.unsqueeze(2) * (vectors.mT @ right))
     return found

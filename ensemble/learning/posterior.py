@@ -17,8 +17,8 @@ from torch.func import vjp
 from ensemble.data import Data
 from ensemble.errors import RecipeError
 from ensemble.learning.layers import Layer, shifted
+from ensemble.learning.room import require_room
 from ensemble.members import Progress
-from ensemble.memory import require
 from ensemble.program.program import Program, Weights
 from ensemble.random import standard_normal
 from ensemble.tasks import Head, Task
@@ -59,7 +59,12 @@ class Posterior:
         self.trained = torch.cat(parts, 1)
         outputs, width = self.trained.shape
         size = 8 * 4 * ((outputs * width) ** 2 if full else outputs**2 + width**2)
-        require(size, 1, self.device)
+        require_room(
+            size,
+            self.device,
+            f"The curvature of the layer {layer.name!r}",
+            'give covariance="kron"' if full else "give layer=, the name of a narrower one",
+        )
         exact = {"dtype": torch.float64, "device": self.device}
         if full:
             self._whole = torch.zeros((outputs**2, width**2), **exact)  # type: ignore[call-overload]
@@ -163,8 +168,17 @@ class Posterior:
             self._whole.addmm_(information[start : start + size].reshape(len(a), -1).mT, squares)
 
     def decompose(self) -> None:
-        """Eigenvalues and vectors of the curvature, once the data have passed."""
+        """Eigenvalues and vectors of the curvature, once the data have passed.
+
+        Raises:
+            RecipeError: it is not finite.
+        """
         outputs, width = self.trained.shape
+        if not all(bool(part.isfinite().all()) for part in ([self._whole] if self.full else [self._left, self._right])):
+            raise RecipeError(
+                f"What the layer {self.layer.name!r} reads, or the outputs, are not finite for some rows of the data: "
+                "look for NaN or infinity in them."
+            )
         if self.full:
             whole = self._whole.view(outputs, outputs, width, width).transpose(1, 2).reshape(outputs * width, -1)
             self.values, self._vectors = torch.linalg.eigh(whole)

@@ -51,8 +51,10 @@ class SwagSnapshots:
             RecipeError: something else, a snapshot of another architecture, or weights that are not finite.
         """
         state = model.state_dict() if isinstance(model, nn.Module) else model
-        if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        if not isinstance(state, Mapping):
             raise RecipeError(f"A snapshot is a module or a state dict, however: {type(model).__name__}.")
+        if not any(isinstance(value, Tensor) for value in state.values()):
+            raise RecipeError("A snapshot has no weights.")
         floating = {n: t.detach() for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()}
         if self.count:
             self._check(floating)

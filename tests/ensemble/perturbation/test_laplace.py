@@ -287,6 +287,8 @@ def test_a_model_that_it_does_not_fit_is_refused():
         (convolution, Laplace(), {"data": x, "task": "classification"}, r"linear layers are \(none\)"),
         (Wide(), Laplace(), {"data": x, "task": "classification"}, r"values of shape \[5, 2, 3\] for 5 rows"),
         (model, Laplace(), {"data": x, "task": "classification", "live": True}, "without live=True"),
+        (model, Laplace(), {"data": x * math.nan, "task": "classification"}, "look for NaN or infinity"),
+        (model, Laplace(covariance="kron"), {"data": x * math.nan, "task": "classification"}, "look for NaN"),
         (Heads(), Laplace(), {"data": x, "task": "regression", "noise_variance": 1.0}, "with one prediction; this one"),
     ]:
         with pytest.raises((RecipeError, ModelError), match=text):
@@ -318,5 +320,5 @@ def test_settings_go_round():
 
 def test_matrices_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
     monkeypatch.setattr("ensemble.memory.available", lambda device: 4_000)
-    with pytest.raises(ensemble.MemoryLimitError, match=r"1 members of .* What would fit"):
+    with pytest.raises(ensemble.MemoryLimitError, match=r"curvature of the layer .3. would take .*kron"):
         ensemble.perturb(mlp(), Laplace(), members=1, data=torch.randn(5, 6), task="classification")

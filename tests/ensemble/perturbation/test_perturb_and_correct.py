@@ -1,3 +1,4 @@
+import copy
 import functools
 
 import numpy as np
@@ -240,6 +241,40 @@ def test_a_layer_that_does_not_fit_is_refused_with_those_that_do():
         ensemble.perturb(mlp(), PerturbAndCorrect(), members=2, data=torch.zeros(3, 6), live=True)
 
 
+def test_what_rounding_alone_makes_of_nothing_is_not_fitted():
+    """What a layer normalisation gives sums to 0, so one direction of it is rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    x = torch.randn(50, 4)
+    recipe = PerturbAndCorrect(scale=1.0, ridge=0, layer="2")
+    got = ensemble.perturb(model, recipe, members=3, data=x)
+    exact = ensemble.perturb(copy.deepcopy(model).double(), recipe, members=3, data=x.double())
+    for name in ("4.weight", "4.bias"):
+        torch.testing.assert_close(
+            got.members.stacked[name].double(), exact.members.stacked[name], atol=1e-4, rtol=1e-3
+        )
+    assert got.check() < 1e-5
+
+
+@pytest.mark.parametrize("ridge", [0, 1e-3])
+def test_inputs_that_are_no_numbers_are_told_of(ridge):
+    x = points()
+    x[3, 1] = torch.nan
+    with pytest.raises(RecipeError, match=r"What the layer .2. reads is not finite .* look for NaN"):
+        ensemble.perturb(network(), PerturbAndCorrect(ridge=ridge), members=2, data=x, example=points())
+
+
+def test_data_may_stay_in_a_file(tmp_path, monkeypatch):
+    x = points(300).numpy()
+    np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr("ensemble.learning.correction._MOST_ROWS", 64)
+    one, other = (
+        ensemble.perturb(network(), PerturbAndCorrect(scale=0.5), members=2, data=data)
+        for data in (np.load(tmp_path / "x.npy", mmap_mode="r"), torch.from_numpy(x))
+    )
+    assert all(torch.equal(tensor, other.members.stacked[name]) for name, tensor in one.members.stacked.items())
+
+
 def test_data_are_needed(perturbed):
     with pytest.raises(RecipeError, match="needs calibration inputs: give data=inputs"):
         perturbed("mlp", PerturbAndCorrect(), members=2)
@@ -273,7 +308,9 @@ def test_settings_go_round():
 
 def test_members_that_do_not_fit_are_refused_before_anything_is_made(monkeypatch):
     monkeypatch.setattr("ensemble.memory.available", lambda device: 60_000)
-    with pytest.raises(ensemble.MemoryLimitError, match=r"1 members of .* What would fit"):
+    with pytest.raises(
+        ensemble.MemoryLimitError, match=r"normal equations of '2' for one member would take .* narrower"
+    ):
         ensemble.perturb(network(64), PerturbAndCorrect(), members=2, data=points())
 
 

@@ -146,7 +146,7 @@ def test_what_is_no_snapshot_of_the_model_is_refused(perturbed):
         (states[0], "however: one dict"),
         (3, "however: one int"),
         ([1, 2], "A snapshot is a module or a state dict, however: int"),
-        ([{}, {}], "however: dict"),
+        ([{}, {}], "A snapshot has no weights"),
         ([nn.Linear(2, 2), nn.Linear(2, 3)], r"'weight' has shape \[3, 2\] in snapshot 1 and \[2, 2\] in the first"),
         ([nn.Linear(2, 2), mlp()], "snapshot 1 differs from the first in 0.bias"),
         (
