@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ensemble.errors import InputError
+from ensemble.program.export import first_line
 from ensemble.program.program import Program
 from ensemble.tasks import Head, Task
 
@@ -32,9 +35,9 @@ class Data:
         """What a caller gave, checked against a model.
 
         Args:
-            given: the inputs as the model is called with them (a tensor, a tuple or a dict), or (inputs, targets).
-                A tuple of two is taken for the latter unless the model has two or more inputs and the first of the two
-                is a tensor of one of them; give ((a, b), targets) there.
+            given: the inputs as the model is called with them (a tensor or array, a tuple or a dict of them), or
+                (inputs, targets). A tuple of two is taken for the latter unless the model has two or more inputs and
+                the first of the two is a tensor of one of them; give ((a, b), targets) there.
             task: what the targets must be.
             head: the prediction that they are for, where their shape is to be checked.
 
@@ -45,16 +48,25 @@ class Data:
         inputs, targets = given, None
         if isinstance(given, tuple) and len(given) == 2 and not (len(program.inputs) > 1 and _is_leaf(given[0])):
             inputs, targets = given
+        if inputs is None:
+            raise InputError("data has no inputs: give inputs, or (inputs, targets).")
+        inputs = _as_tensors(inputs)
         args: Sequence[Any] = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
         kwargs: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {}
         flat = tuple(program.bind(args, kwargs, torch.device("cpu")))
         if targets is None:
             return Data(flat)
-        return Data(flat, checked_targets(torch.as_tensor(targets), flat[0].shape[0], task, head))
+        return Data(flat, checked_targets(_as_tensor(targets, "Targets"), flat[0].shape[0], task, head))
 
     def __len__(self) -> int:
         """How many rows."""
         return self.inputs[0].shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        tensors = [*self.inputs, *([] if self.targets is None else [self.targets])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def rows(self, index: Tensor | slice) -> Data:
         """Some of the rows."""
@@ -97,14 +109,49 @@ def first_rows(given: Any, rows: int = 4) -> Any:
     if isinstance(given, tuple) and len(given) == 2:
         inputs = given[0]
     if isinstance(inputs, Mapping):
-        return {name: torch.as_tensor(value)[:rows] for name, value in inputs.items()}
+        return {name: _as_tensor(value, name)[:rows] for name, value in inputs.items()}
     if isinstance(inputs, tuple):
-        return tuple(torch.as_tensor(value)[:rows] for value in inputs)
-    return torch.as_tensor(inputs)[:rows]
+        return tuple(_as_tensor(value, "Inputs")[:rows] for value in inputs)
+    return _as_tensor(inputs, "Inputs")[:rows]
 
 
 def _is_leaf(value: Any) -> bool:
-    return isinstance(value, Tensor)
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _as_tensors(inputs: Any) -> Any:
+    """The same inputs, NumPy's arrays and lists of numbers in them as tensors.
+
+    An array keeps its memory, which may be that of a file (``numpy.load(..., mmap_mode="r")``).
+    """
+    if isinstance(inputs, Mapping):
+        return {name: _as_tensors(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(_as_tensors(value) for value in inputs)
+    return _as_tensor(inputs, "Inputs") if isinstance(inputs, np.ndarray) or _is_number(_first(inputs)) else inputs
+
+
+def _first(value: Any) -> Any:
+    """The first leaf of nested lists."""
+    while isinstance(value, list) and value:
+        value = value[0]
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def _as_tensor(given: Any, what: str) -> Tensor:
+    with warnings.catch_warnings():
+        # Nothing here writes to what it was given.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{what} must be tensors, arrays or lists of numbers, however: {first_line(error)}."
+            ) from error
 
 
 def checked_targets(targets: Tensor, rows: int, task: Task, head: Head | None) -> Tensor:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,31 @@ def test_inputs_alone_or_with_targets(program):
     named = Data.of(program, ({program.inputs[0].name: x}, y))
     assert torch.equal(named.inputs[0], x)
     assert [len(part) for part in both.batches(4)] == [4, 4, 2]
+
+
+def test_arrays_and_lists_of_numbers_are_taken(program):
+    x = torch.randn(10, 6)
+    for inputs in (x.numpy(), x.double().numpy(), x.tolist(), {program.inputs[0].name: x.numpy()}, (x.numpy(),)):
+        data = Data.of(program, (inputs, np.arange(10)))
+        assert torch.equal(data.inputs[0], x)
+        assert data.targets.tolist() == list(range(10))
+    array = x.numpy().copy()
+    array.flags.writeable = False
+    assert Data.of(program, array).inputs[0].data_ptr() == array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ((None, torch.arange(2)), r"data has no inputs: give inputs, or \(inputs, targets\)"),
+        ((torch.zeros(2, 6), ["a", "b"]), "Targets must be tensors, arrays or lists of numbers, however: too many"),
+        (np.array([["a"] * 6]), "Inputs must be tensors, arrays or lists of numbers, however: can't convert"),
+        ([[1.0] * 6, [1.0]], "Inputs must be .* however: expected sequence of length 6"),
+    ],
+)
+def test_what_are_no_numbers_is_refused(program, given, match):
+    with pytest.raises(InputError, match=match):
+        Data.of(program, given)
 
 
 def test_targets_are_checked_against_the_head(program):
