@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +78,12 @@ class Runner:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(iter(self.members.stacked.values())).device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
+        """With weights of its own, and without the compiled calls, which hold those of the original."""
+        made = Runner(self.original, copy.deepcopy(self.members, memo))
+        made.plan = self.plan
+        return made
 
     def __call__(
         self, inputs: Sequence[Tensor], *, count: int | None = None, chunk: int | None = None

@@ -164,6 +164,10 @@ class Program:
         """True if this runs the original module's code, which cannot be saved."""
         return self.graph is None
 
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> Program:
+        """Itself: it has no weights, and what it computes does not change."""
+        return self
+
     def exclusively(self) -> threading.RLock:
         """The lock that a thread holds while it calls this program."""
         return self._lock

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -165,3 +167,14 @@ def _rows(value):
         case tuple():
             return tuple(map(_rows, value))
     return value
+
+
+def test_a_deep_copy_gives_the_same_and_has_weights_of_its_own(made):
+    ens, inputs = made("mlp"), SCENARIOS["mlp"].inputs(3)
+    other = copy.deepcopy(ens)
+    assert torch.equal(call(other, inputs), call(ens, inputs))
+    before = call(ens, inputs)
+    for weight in other.members.stacked.values():
+        weight.zero_()
+    assert torch.equal(call(ens, inputs), before)
+    assert not torch.equal(call(other, inputs), before)
