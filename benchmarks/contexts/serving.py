@@ -63,7 +63,7 @@ def load(url: str, data: Path, clients: int, seconds: float) -> tuple[float, flo
     """
     words = [url, "--data", str(data), "--concurrency", str(clients), "--outputs", "mean", "--duration", str(seconds)]
     words += ["--timeout", "60", "--json", "-", "--max-error-rate", "0"]
-    before = _spent(url)
+    before = spent(url)
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", "loadtest", *words],
         capture_output=True,
@@ -71,14 +71,14 @@ def load(url: str, data: Path, clients: int, seconds: float) -> tuple[float, flo
         timeout=seconds + 150,
         check=False,
     )
-    after = _spent(url)
+    after = spent(url)
     if done.returncode != 0:
         raise FailedError(f"the load tester ended with {done.returncode}: {done.stderr.strip()[-160:]}")
     rate: float = json.loads(done.stdout)["throughput_rps"]
     return rate, (after[0] - before[0]) / max(1.0, after[1] - before[1])
 
 
-def _spent(url: str) -> tuple[float, float]:
+def spent(url: str) -> tuple[float, float]:
     """Seconds of processor time, and rows that calls were made for, since the service began."""
     text = httpx.get(f"{url}/metrics", timeout=60, trust_env=False).text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

@@ -13,12 +13,14 @@ from app.loadtest.payload import is_answer
 from app.loadtest.runner import drive
 from app.loadtest.samples import Recorder
 from app.loadtest.target import Target
+from benchmarks.contexts.serving import spent
 from benchmarks.load.services import FailedError
 from benchmarks.weights.work import Request, brought, perturbed
 
 CLIENTS = 64
 # More than are asked for in the time, so that none comes twice.
 NEW = 20_000
+_PATH = "/v2/models/digits/infer"
 
 
 def requests_of(path: Path, members: int, keys: int, kind: str) -> list[Request]:
@@ -35,9 +37,15 @@ def fresh(path: Path, members: int, start: int) -> list[Request]:
 
 
 def check(url: str, requests: Sequence[Request]) -> None:
-    """That answers are right, before any is timed."""
+    """That answers are right, before any is timed.
+
+    Raises:
+        FailedError: one is not.
+    """
     for request in requests:
-        answer = httpx.post(url, content=request.body, headers=dict(request.headers), timeout=60, trust_env=False)
+        answer = httpx.post(
+            f"{url}{_PATH}", content=request.body, headers=dict(request.headers), timeout=60, trust_env=False
+        )
         if answer.status_code != 200:
             raise FailedError(f"a request is answered {answer.status_code}: {answer.text[:200]}")
         (entropy,) = next(o["data"] for o in answer.json()["outputs"] if o["name"] == "predictive_entropy")
@@ -45,15 +53,23 @@ def check(url: str, requests: Sequence[Request]) -> None:
             raise FailedError(f"the entropy must be {request.entropy}, however: {entropy}")
 
 
-def ask(url: str, requests: Sequence[Request], seconds: float) -> float:
-    """Good answers a second that the clients get. For a process of its own."""
-    length = len(requests[0].body)
-    assert all(request.headers == requests[0].headers for request in requests) or length == 0
+def ask(url: str, requests: Sequence[Request], seconds: float) -> tuple[float, float]:
+    """Good answers a second that the clients get, and seconds of processor time that one takes the service.
+
+    For a process of its own. All requests have the same headers.
+
+    Raises:
+        FailedError: a request failed.
+    """
     config = Config(url=url, concurrency=CLIENTS, duration=seconds, warmup=1.0, timeout=60, headers=requests[0].headers)
-    target = Target(url=httpx.URL(url), model=None, bodies=[request.body for request in requests], is_good=is_answer)
+    bodies = [request.body for request in requests]
+    target = Target(url=httpx.URL(f"{url}{_PATH}"), model=None, bodies=bodies, is_good=is_answer)
     recorder = Recorder()
+    before = spent(url)
     outcome = drive(config, target, recorder)
+    after = spent(url)
     samples = recorder.samples()
     if not samples.good.all():
         raise FailedError(f"{len(samples.good) - int(samples.good.sum())} requests failed: {recorder.examples}")
-    return float(((samples.done >= 0) & (samples.done < outcome.duration)).sum() / outcome.duration)
+    rate = float(((samples.done >= 0) & (samples.done < outcome.duration)).sum() / outcome.duration)
+    return rate, (after[0] - before[0]) / max(1.0, after[1] - before[1])
