@@ -22,6 +22,8 @@ SETS = ("digits", "breast cancer", "wine cultivars")
 # Classes of the digits that no net is trained on.
 UNKNOWN = (8, 9)
 TRAINING_ROWS = 200
+# With fewer fitting refuses.
+LEAST_HELD_OUT = 20
 # Pixels that an image is moved by, of eight.
 SHIFT = 2
 Others = dict[str, Tensor]
@@ -85,7 +87,7 @@ def _draw(
     def pair(rows: np.ndarray) -> tuple[Tensor, Tensor]:
         return torch.tensor(inputs[rows], dtype=torch.float32), torch.tensor(targets[rows], dtype=torch.long)
 
-    held = round(HELD_OUT * len(train))
+    held = max(LEAST_HELD_OUT, round(HELD_OUT * len(train)))
     parts = Parts(pair(train[held:]), pair(train[:held]), pair(test))
     return Draw(parts, {name: torch.tensor(x, dtype=torch.float32) for name, x in others.items()}, classes)
 
