@@ -176,7 +176,7 @@ def test_a_parameter_that_does_nothing_is_refused(client):
     body = {"inputs": [[0, 0, 0, 0]], "parameters": {"memebrs": 3}}
     reply = client.post("/predict", json=body)
     assert reply.status_code == 400
-    assert reply.json()["error"].endswith("'priority', however: 'memebrs'")
+    assert reply.json()["error"].endswith("'priority', 'perturbation', however: 'memebrs'")
 
 
 def test_fewer_members_are_used_and_said(client, loaded):
