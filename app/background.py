@@ -57,7 +57,7 @@ class Background:
                 answer.set_exception(error)
             else:
                 # Without an error it is what the call returned, None included.
-                answer.set_result(result)  # type: ignore[arg-type]
+                answer.set_result(result)  # type: ignore[arg-type]  # of whatever type the call returns
 
         def work() -> None:
             with contextlib.suppress(AttributeError, OSError):

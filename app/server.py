@@ -113,7 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
             _complete(other, service, keys, traces, held)
             app.state.ports.append(Port(name, host or settings.host, number, other))
     # FastAPI's own way to describe an application otherwise.
-    app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -202,7 +202,7 @@ class _Server(uvicorn.Server):
         try:
             # Ours is a subclass of uvicorn's protocols, whose annotation is asyncio's bare one.
             server: asyncio.Server = await asyncio.get_running_loop().create_server(
-                lambda: config.http_protocol_class(  # type: ignore[call-arg]
+                lambda: config.http_protocol_class(  # type: ignore[call-arg]  # made as uvicorn makes it
                     config=config, server_state=self.server_state, app_state=self.lifespan.state
                 ),
                 host=config.host,
@@ -252,7 +252,7 @@ def _configuration(app: FastAPI, host: str, port: int, settings: Settings) -> uv
         # Nobody's word is taken for where a request comes from.
         proxy_headers=False,
         # Annotated as a whole number; asyncio's timers, which it is for, take any.
-        timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]
+        timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]  # uvicorn takes fractions, too
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
     )
 

@@ -112,7 +112,8 @@ class Tracing:
         if status:
             span.set_attribute("http.response.status_code", status)
             # The interface has no attributes to read; the SDK's spans, which record, have.
-            span.update_name(f"{span.attributes['http.request.method']} {route}")  # type: ignore[attr-defined]
+            recorded: Any = span
+            span.update_name(f"{recorded.attributes['http.request.method']} {route}")
         if status >= 500 or not status:
             span.set_status(Status(StatusCode.ERROR))
         about = {f"ensembled.{key}": state[key] for key in ("model", "version", "rows", "members") if key in state}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from ensemble.program.program import Program
 _ACTIVATION_BYTES = 256 * 2**20
 _EXPORT_IT = "Export may turn it into operations that can: make the ensemble without live=True."
 _settings = threading.Lock()
+# PyTorch has no types for it.
+_functorch: Any = torch._C._functorch
 _calls = 0
 _fast = True
 # Outputs of small chunks are handed on together up to this size, since condensing them has a cost for each chunk.
@@ -146,8 +149,8 @@ def vmappable() -> Iterator[None]:
             # way is fastest is measured, not warned about.
             _fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
-            # There is no public switch for it.
-            torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # type: ignore[attr-defined]
+            # There is no public switch for it, either.
+            _functorch._set_vmap_fallback_warning_enabled(False)
         _calls += 1
     try:
         yield
@@ -156,7 +159,7 @@ def vmappable() -> Iterator[None]:
             _calls -= 1
             if _calls == 0:
                 torch.backends.mha.set_fastpath_enabled(_fast)
-                torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # type: ignore[attr-defined]
+                _functorch._set_vmap_fallback_warning_enabled(True)
 
 
 def _reason(error: RuntimeError) -> str | None:

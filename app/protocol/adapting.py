@@ -201,10 +201,10 @@ NOT_ADAPTING = Adapting(refusal="this service adapts no models")
 def _number(value: object, subject: str, most: float = math.inf) -> float | None:
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 < value <= most or value == math.inf:  # type: ignore[operator]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most or value == math.inf:
         limit = f" and up to {most:g}" if most < math.inf else ""
         raise BadRequest(f"{subject} must be a number above 0{limit}, however: {describe(value)}")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _patterns(value: object, where: str) -> tuple[str, ...]:

@@ -184,9 +184,9 @@ def _between(value: object, subject: str) -> float | None:
     """A number between 0 and 1; None for null."""
     if value is None:
         return None
-    if type(value) not in (int, float) or not 0 < value < 1:  # type: ignore[operator]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
         raise BadRequest(f"{subject} must be a number between 0 and 1, such as 0.9, however: {describe(value)}")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _levels(value: object) -> tuple[float, ...] | None:

@@ -167,7 +167,7 @@ class Table:
 
     def _change(self, key: tuple[str, str], **changes: object) -> None:
         # Names of fields cannot be typed as keyword arguments.
-        self.entries[key] = replace(self.entries[key], **changes)  # type: ignore[arg-type]
+        self.entries[key] = replace(self.entries[key], **changes)  # type: ignore[arg-type]  # fields by name
         if "model" in changes:
             self._find_latest()
 

@@ -70,7 +70,7 @@ def _record(
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
     with torch.no_grad():
         # Libraries choose kernels and allocate in their first calls, which must not be recorded.
-        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
         beside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UPS):

@@ -44,7 +44,7 @@ def tell_of_bad_indices(traced: fx.GraphModule, first_input: int) -> None:
             with graph.inserting_before(node):
                 node.replace_input_with(index, graph.call_function(aten.clamp.default, (index, low, size - 1)))
     if bad is not None:
-        output.args = ((*output.args[0], bad),)  # type: ignore[misc]
+        output.args = ((*output.args[0], bad),)  # type: ignore[misc]  # an output's first argument is a tuple
     traced.recompile()
 
 

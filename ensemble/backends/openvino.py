@@ -61,7 +61,7 @@ def openvino() -> ModuleType:
     before = sys.modules.get(name)
     # An import of it then fails as if it were not installed, which OpenVINO provides for. Python means None to stand
     # here, though the annotation does not.
-    sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules[name] = None  # type: ignore[assignment]  # None has it not imported
     try:
         ov = importlib.import_module("openvino")
         importlib.import_module("openvino.tools.ovc")

@@ -34,7 +34,8 @@ def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:
         inputs = given[len(shared) + len(own) :]
 
         def member(weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            return functional_call(module, {**common, **weights}, inputs, tie_weights=False)  # type: ignore[no-any-return]
+            outputs: tuple[Tensor, ...] = functional_call(module, {**common, **weights}, inputs, tie_weights=False)
+            return outputs
 
         return torch.vmap(member, randomness="error")(mine)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,9 +141,9 @@ class _Equations:
         self.matrix = self.weight.to(self.device).double().flatten(1)
         outputs, self.width = self.matrix.shape
         free = int(self.bias is not None)
-        exact = {"dtype": torch.float64, "device": self.device}
-        self.gram = torch.zeros((count, self.width + free, self.width + free), **exact)  # type: ignore[call-overload]
-        self.right = torch.zeros((count, self.width + free, outputs), **exact)  # type: ignore[call-overload]
+        exact: Any = {"dtype": torch.float64, "device": self.device}
+        self.gram = torch.zeros((count, self.width + free, self.width + free), **exact)
+        self.right = torch.zeros((count, self.width + free, outputs), **exact)
 
     def features(self, x: Tensor) -> Tensor:
         """What the layer multiplies: (members, batch, ...) -> (members, rows, width) float64."""

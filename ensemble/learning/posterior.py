@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,12 +66,12 @@ class Posterior:
             f"The curvature of the layer {layer.name!r}",
             'give covariance="kron"' if full else "give layer=, the name of a narrower one",
         )
-        exact = {"dtype": torch.float64, "device": self.device}
+        exact: Any = {"dtype": torch.float64, "device": self.device}
         if full:
-            self._whole = torch.zeros((outputs**2, width**2), **exact)  # type: ignore[call-overload]
+            self._whole = torch.zeros((outputs**2, width**2), **exact)
         else:
-            self._left = torch.zeros((outputs, outputs), **exact)  # type: ignore[call-overload]
-            self._right = torch.zeros((width, width), **exact)  # type: ignore[call-overload]
+            self._left = torch.zeros((outputs, outputs), **exact)
+            self._right = torch.zeros((width, width), **exact)
         self._rows = 0
 
     def add_up(

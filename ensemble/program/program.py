@@ -185,7 +185,8 @@ class Program:
         named = {place: weights[name] for name, place in self._places.items()}
         if self.graph is None:
             named |= {f"model.{alias}": weights[name] for alias, name in self.aliases.items()}
-        return functional_call(self.module, named, tuple(inputs), tie_weights=False)  # type: ignore[no-any-return]
+        outputs: tuple[Tensor, ...] = functional_call(self.module, named, tuple(inputs), tie_weights=False)
+        return outputs
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> list[Tensor]:
         """A call's arguments as flat, checked inputs on a device.
