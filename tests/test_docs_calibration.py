@@ -8,7 +8,7 @@ import re
 import pytest
 
 import ensemble
-from app.commands import build, evaluate
+from app.commands import build, evaluate, predict
 from app.commands.reading import TARGETS
 from ensemble.calibration.conformal import required_rank
 from ensemble.evaluation.evaluate import _MEANINGS
@@ -46,8 +46,13 @@ def test_what_it_says_of_rows_is_so():
 
 
 def test_the_options_that_it_names_are_there():
-    for command, words in ((build, "build"), (evaluate, "evaluate")):
+    lines = PAGE.replace("\\\n", " ").splitlines()
+    for command, words, target in (
+        (build, "build", "target"),
+        (evaluate, "evaluate", "target"),
+        (predict, "predict", "targets"),
+    ):
         parser = argparse.ArgumentParser()
         command.configure(parser)
-        line = next(line for line in PAGE.splitlines() if line.startswith(f"$ ensembled {words}"))
-        assert vars(parser.parse_args(line.split()[3:]))["target"] == "price"
+        line = next(line for line in lines if line.startswith(f"$ ensembled {words}"))
+        assert vars(parser.parse_args(line.split()[3:]))[target] == "price"

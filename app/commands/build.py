@@ -22,9 +22,11 @@ from app.commands import fitting
 from app.commands.dataset import rows_alone
 from app.commands.fitting import BuildError
 from app.commands.reading import ReadingError
+from app.commands.wording import in_words
 from app.engine import DeviceError, pick_device
 from app.repository import NAME, VERSION
 from ensemble.calibration.families import AUTO
+from ensemble.memory import human
 from ensemble.perturbation import recipes
 from ensemble.tasks import TASKS
 
@@ -44,8 +46,8 @@ dimension of each tensor being the batch. The file is run, so it must be your ow
 With --data the recipe's scale, the noise and the thresholds of intervals and sets are fitted to the rows of a file,
 which the model must not have been trained on; the recipe itself is chosen unless it is given. With --validation these
 are the held-out rows, and those of --data (as a rule the training rows) are what recipes learn from that learn their
-members. A .npz file holds inputs and targets as named arrays, a .csv file one row a line, the target being its last
-column, or the one that is called so, or --target."""
+members. A .npz or .json file holds inputs and targets as named arrays, a .csv file one row a line, the target being its
+last column, or the one that is called so, or --target."""
 
 EPILOG = """\
 examples:
@@ -113,7 +115,14 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"ensembled build: {args.out} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"{made}\ndiffers from the loop by {difference:.1e} (relative)\nsaved in {args.out}", file=sys.stderr)
+    recipe = made.origin.recipe
+    how = "separately trained" if recipe is None else in_words(recipe.name, recipe.settings())
+    for line in (
+        f"{len(made)} members, {how}; seed {made.origin.seed}, {made.task}, {human(made.members.nbytes)}",
+        f"differs from the loop by {difference:.1e} (relative)",
+        f"saved in {args.out}",
+    ):
+        print(line, file=sys.stderr)
     print(f"look at it:  ensembled inspect {args.out}", file=sys.stderr)
     whole = args.out.resolve()
     if VERSION.fullmatch(whole.name) and NAME.fullmatch(whole.parent.name):

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = DESCRIPTION
     parser.add_argument("path", metavar="PATH", type=Path, help="directory of a saved ensemble, such as models/mine/1")
-    parser.add_argument("data", metavar="DATA", type=Path, help="rows with targets: .npz or .csv")
+    parser.add_argument("data", metavar="DATA", type=Path, help="rows with targets: .npz, .csv or .json")
     parser.add_argument("--target", metavar="NAME", help="array or column of the targets, by name or number from 0")
     parser.add_argument("--ood", metavar="FILE", type=Path, help="rows that are unlike those: .npy .npz .json .csv")
     parser.add_argument("--confidence-level", type=float, metavar="P", help="of intervals and sets")

@@ -26,7 +26,7 @@ class BuildError(Exception):
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     group = parser.add_argument_group("fitting to data")
-    group.add_argument("--data", type=Path, metavar="FILE", help="rows with targets to fit to: .npz or .csv")
+    group.add_argument("--data", type=Path, metavar="FILE", help="rows with targets to fit to: .npz, .csv or .json")
     group.add_argument("--target", metavar="NAME", help="array or column of the targets, by name or number from 0")
     group.add_argument(
         "--validation", type=Path, metavar="FILE", help="rows to fit to; --data are then what recipes learn from"

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ensemble
+from app.commands.wording import in_words
 from app.planning import batch_sizes
 from app.processors import default_threads
 from ensemble.backends.workshop import Workshop
@@ -131,7 +132,7 @@ def _show(about: dict[str, Any]) -> None:
     facts = Table(title=about["path"], show_header=False)
     recipe = about["recipe"]
     apart = "generated weights" if "generated" in about["metadata"] else "separately trained models"
-    made = f"{recipe['name']} {recipe['settings']}" if recipe else apart
+    made = in_words(recipe["name"], recipe["settings"]) if recipe else apart
     facts.add_row("task", about["task"])
     facts.add_row("members", f"{about['members']} ({made}, seed {about['seed']})")
     facts.add_row("weights", f"{human(about['bytes_of_weights'])} in memory as {about['dtype']}")

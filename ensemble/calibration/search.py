@@ -193,7 +193,9 @@ def _try(trials: Trials, family: Family, candidate: Recipe, count: int, left: fl
         family.trials.append(trials.of(candidate, count))
     except EnsembledError as error:
         if not family.trials:
-            family.failure = str(error)
+            # Seconds are of the recipe; whoever fits has given a budget.
+            short = str(error).startswith("seconds=")
+            family.failure = f"the budget leaves it too little: {left:.1f} s" if short else str(error)
         return False
     return True
 

@@ -14,6 +14,8 @@ from ensemble.data import Data
 from ensemble.ensemble import Ensemble
 
 _ROWS = 256
+# A share of the mean square, or nats, below which members differ by float32's rounding alone.
+_AGREED = 1e-10
 # Below every uncertainty, so that all rows abstain.
 NEVER_ANSWERS = -1.0
 
@@ -66,12 +68,17 @@ def fitted(
             calibration, interval_score=interval_score, interval_scores=scores.sort(0).values
         )
         epistemic = per_row(found["epistemic_variance"])
-    calibration = dataclasses.replace(calibration, epistemic=epistemic.sort().values)
+    notes = []
+    size = 1.0 if classes else float(found["mean"].double().square().max() + uncertainty.max())
+    if float(epistemic.max()) > _AGREED * size:
+        calibration = dataclasses.replace(calibration, epistemic=epistemic.sort().values)
+    else:
+        # Its rounding would be compared.
+        notes.append("The members agree on every row, as the net alone does, so that ood_score tells nothing.")
     if risk is None:
-        return calibration, []
+        return calibration, notes
     most = 1.0 if classes else float(loss.max())
     above = abstain_above(uncertainty, loss, risk, most)
-    notes = []
     if above is None:
         notes.append(f"No row can be answered at a risk of {risk:g}: every row abstains. Ask for a higher risk.")
     threshold = NEVER_ANSWERS if above is None else above

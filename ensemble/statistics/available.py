@@ -22,6 +22,14 @@ _NOT_FITTED = (
     "{name} was not fitted: it takes data that the members were not made from. Make the ensemble with "
     "ensemble.fit(model, (inputs, targets), task=...), or `ensembled build --data`."
 )
+_AGREED = (
+    "{name} was not fitted: there were no rows for it, or the members agree on all of them, as copies of the net alone "
+    "do, so that nothing tells one row from another. Fit with a recipe that makes members differ."
+)
+_NO_RISK = (
+    "{name} was not fitted: it keeps answers to a risk, which was not given. Make the ensemble with ensemble.fit(..., "
+    "risk=), or `ensembled build --data --risk`."
+)
 
 
 def available(
@@ -107,7 +115,11 @@ def _lacking(
         "ood_score": fitted.epistemic,
         "abstain": fitted.abstain_above,
     }
-    return _NOT_FITTED.format(name=name) if name in given and given[name] is None else None
+    if name not in given or given[name] is not None:
+        return None
+    if fitted.interval_scores is None and fitted.set_scores is None:
+        return _NOT_FITTED.format(name=name)
+    return {"ood_score": _AGREED, "abstain": _NO_RISK}.get(name, _NOT_FITTED).format(name=name)
 
 
 def _with_what_was_fitted(statistic: Statistic, calibration: Calibration | None) -> Statistic:

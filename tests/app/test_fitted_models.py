@@ -268,7 +268,7 @@ def test_what_was_not_fitted_says_what_to_do(server):
     ):
         error = server.post(path, json=body).json()["error"]
         assert error.startswith("output 'abstain' is not there: abstain was not fitted")
-        assert error.endswith("or `ensembled build --data`.")
+        assert error.endswith("or `ensembled build --data --risk`.")
     error = server.post("/v2/models/several/infer", json=v2_body(inputs_of("several", 1), ["size.ood_score"])).json()
     assert "is not there for a model with several outputs; make an ensemble for each of them" in error["error"]
     reply = plain(server, "prices", inputs_of("prices", 1), ["quantiles"], tolerance=0.1)

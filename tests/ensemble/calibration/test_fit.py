@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 import ensemble
-from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, RecipeError, fit
+from ensemble import Gaussian, InputError, LowRank, Mixture, ModelError, Rank1, RecipeError, StatisticError, fit
 from ensemble.calibration.families import families
 from ensemble.calibration.search import tried_members
+from ensemble.calibration.state import Calibration
+from ensemble.calibration.thresholds import fitted
+from ensemble.data import Data
 from ensemble.learning.snapshots import SwagSnapshots
 from ensemble.perturbation import Learned, Perturbation, Recipe
 from ensemble.perturbation.swag import Swag
@@ -219,6 +222,29 @@ def test_answers_that_do_not_abstain_keep_to_the_risk(task, model, make):
     if task == "classification":
         assert 200 < answered < 4000
         assert errors / answered < risk + 3 * math.sqrt(risk * (1 - risk) / answered)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "make"), [("regression", Sine(), truth), ("classification", Scaled(1.0), classes)]
+)
+def test_where_members_agree_nothing_is_out_of_the_ordinary(task, model, make):
+    """Their variance is rounding, whose order would say nothing."""
+    x, y = make(100, 1)
+    for scale, differ in ((0.0, False), (1e-3, True)):
+        noise = 0.09 if task == "regression" else None
+        ens = ensemble.perturb(model, Rank1(scale), members=8, example=x, task=task, noise_variance=noise)
+        ens.calibration, notes = fitted(
+            ens, Data((x,), y), Calibration(), interval_score="normalised", set_score="lac", risk=None
+        )
+        assert any("ood_score tells nothing" in note for note in notes) != differ
+        assert ("ood_score" in ens.available_statistics()) == differ
+        if not differ:
+            with pytest.raises(
+                StatisticError, match=r"ood_score was not fitted: .* or the members agree on all of them"
+            ):
+                ens.predict(x, statistics=["ood_score"])
+        with pytest.raises(StatisticError, match=r"abstain was not fitted: it keeps answers to a risk, .* risk=\)"):
+            ens.predict(x, statistics=["abstain"])
 
 
 def test_a_risk_that_cannot_be_kept_has_every_row_abstain():
