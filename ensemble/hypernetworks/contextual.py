@@ -19,6 +19,7 @@ from ensemble.hypernetworks.generated import Generated, in_full
 from ensemble.hypernetworks.rows import run
 from ensemble.program.capture import Captured, capture, evaluating
 from ensemble.program.graph import retarget
+from ensemble.program.program import TensorSpec
 from ensemble.program.structure import as_call
 from ensemble.structured import rewrite
 
@@ -92,6 +93,7 @@ class Contextual(nn.Module):
         self.target = target
         self.context = context
         self.generated = generated
+        self._context = TensorSpec(context, codes.dtype, (-1, *codes.shape[1:]))
         self._graph, self._dense = rewrite(program.graph, generated.factored)
         self._program = program.signature
         self._signature = signature
@@ -117,7 +119,7 @@ class Contextual(nn.Module):
             raise InputError(f"The inputs do not fit {self._signature}: {error}.") from None
         context = bound.arguments.pop(self.context)
         inputs = self._program.arguments.bind(bound.args, bound.kwargs)
-        for spec, tensor in zip(self._program.inputs, inputs, strict=True):
+        for spec, tensor in zip((*self._program.inputs, self._context), (*inputs, context), strict=True):
             spec.check(tensor)
         if not torch.compiler.is_exporting() and context.shape[:1] != inputs[0].shape[:1]:
             raise InputError(f"There are {inputs[0].shape[0]} rows of inputs and {list(context.shape)} contexts.")

@@ -175,6 +175,10 @@ def _codes(hypernetwork: nn.Module, codes: int | Tensor, size: int | None, seed:
             raise ModelError(f"codes must have a first dimension, the members, however: shape {list(codes.shape)}.")
         check_count(len(codes), seed)
         return codes.detach()
+    if not isinstance(codes, int):
+        raise ModelError(
+            f"codes must be a tensor (members, ...), or how many to draw, however: {type(codes).__name__}."
+        )
     check_count(codes, seed)
     size = size if size is not None else getattr(hypernetwork, "code_size", None)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ensemble.errors import ModelError
+from ensemble.errors import InputError, ModelError
 from ensemble.perturbation.base import as_patterns, choose
 from ensemble.perturbation.factors import columns
 
@@ -41,6 +41,7 @@ class Hypernetwork(nn.Module):
     Raises:
         ModelError: sizes that are no positive integers, or both a rank and chunks.
         RecipeError: patterns that match nothing.
+        InputError: it is called with codes of another size.
 
     **Shape:** codes (n, code_size), or (n,) where that is 1, to {name: (n, *shape) or (left, right)}; with ``chunk`` to
     (n, chunks, chunk).
@@ -62,12 +63,12 @@ class Hypernetwork(nn.Module):
         exclude: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
-        for name, value in {
-            "code_size": code_size,
-            "rank": rank,
-            "chunk": chunk,
-            "hidden": min(hidden, default=1),
-        }.items():
+        if not isinstance(target, nn.Module):
+            raise ModelError(f"target must be a torch.nn.Module, however: {type(target).__name__}.")
+        if not isinstance(hidden, Sequence):
+            raise ModelError(f"hidden must be the widths of the hidden layers, such as (64,), however: {hidden!r}.")
+        sizes = [("code_size", code_size), ("rank", rank), ("chunk", chunk), *(("hidden", width) for width in hidden)]
+        for name, value in sizes:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ModelError(f"{name} must be a positive integer, however: {value!r}.")
         if rank is not None and chunk is not None:
@@ -123,6 +124,8 @@ class Hypernetwork(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor | dict[str, Tensor | tuple[Tensor, Tensor]]:
         code = code.unsqueeze(1) if code.ndim == 1 else code
+        if code.ndim != 2 or code.shape[1] != self.code_size:
+            raise InputError(f"Codes must have shape [n, {self.code_size}], however: {list(code.shape)}.")
         if self.chunk is not None:
             rows, chunks = code.shape[0], self.embedding.shape[0]
             each = code.unsqueeze(1).expand(rows, chunks, code.shape[1])

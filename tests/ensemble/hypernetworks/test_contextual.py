@@ -171,3 +171,7 @@ def test_calls_that_do_not_fit_are_refused(model):
         model(X, CODES[:3])
     with pytest.raises(InputError, match=r"The input 'input' must have shape \[-1, 3\]"):
         model(X[:, :2], CODES)
+    with pytest.raises(InputError, match=r"The input 'code' must have shape \[-1, 2\] \(-1: any\), got \[7, 3\]"):
+        model(X, X)
+    with pytest.raises(InputError, match="The input 'code' must be a tensor, got a list"):
+        model(X, CODES.tolist())

@@ -231,6 +231,7 @@ def test_what_cannot_be_made_is_refused_with_what_would_help(monkeypatch):
     refused(ModelError, "recipe= and members= go together", context="code", example=(X, CODES), members=3)
     refused(RecipeError, "members must be an integer between 1", codes=0)
     refused(RecipeError, "seed must be an integer", codes=3, seed=-1)
+    refused(ModelError, "codes must be a tensor .*, or how many to draw, however: list", codes=CODES.tolist())
     refused(ModelError, "Say how many numbers a code has: size=", nn.Linear(2, 5), codes=3)
     refused(ModelError, "gives 5 numbers for each code", nn.Linear(2, 5), codes=3, size=2)
     refused(ModelError, r"codes must have a first dimension, the members, however: shape \[\]", codes=torch.tensor(1.0))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ensemble
-from ensemble.errors import ModelError, RecipeError
+from ensemble.errors import InputError, ModelError, RecipeError
 
 
 def target() -> nn.Module:
@@ -67,12 +67,20 @@ def test_it_may_give_some_weights_and_take_one_number_as_a_code():
         ({"rank": 1.5}, "rank must be a positive integer, however: 1.5"),
         ({"chunk": -1}, "chunk must be a positive integer"),
         ({"hidden": (8, 0)}, "hidden must be a positive integer, however: 0"),
+        ({"hidden": 8}, r"hidden must be the widths of the hidden layers, such as \(64,\), however: 8"),
         ({"rank": 1, "chunk": 8}, "choose one of them"),
     ],
 )
 def test_sizes_that_are_none_are_refused(settings, said):
     with pytest.raises(ModelError, match=said):
         ensemble.Hypernetwork(target(), **{"code_size": 2, **settings})
+
+
+def test_what_is_no_target_and_codes_of_another_size_are_refused(codes):
+    with pytest.raises(ModelError, match=r"target must be a torch\.nn\.Module, however: int"):
+        ensemble.Hypernetwork(3, 2)
+    with pytest.raises(InputError, match=r"Codes must have shape \[n, 3\], however: \[5, 2\]"):
+        ensemble.Hypernetwork(target(), 3)(codes)
 
 
 def test_patterns_that_match_nothing_are_refused():
