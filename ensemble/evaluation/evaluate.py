@@ -35,7 +35,7 @@ _MEANINGS = {
     "nll": "mean negative log-likelihood of the targets under the mixture, nats; lower is better",
     "accuracy": "share of rows whose label is right",
     "brier": "Σ (p − truth)² over classes, from 0 to 2; lower is better",
-    "ece": "mean distance between confidence and accuracy; for values between quantile levels and the share below",
+    "ece": "mean distance between confidence and accuracy",
     "rmse": "root mean squared error of the mean, in the target's unit",
     "crps": "continuous ranked probability score, in the target's unit; lower is better",
     "picp": "share of the targets that the interval or set holds; to be confidence_level",
@@ -78,6 +78,8 @@ class Evaluation:
         """A metric in words."""
         if name.startswith("auroc_"):
             return f"how well {name.removeprefix('auroc_')} tells the other rows from these: 0.5 not at all, 1 always"
+        if name == "ece" and self.task != "classification":
+            return "mean distance between a quantile's level and the share of targets below it"
         return _MEANINGS[name]
 
     def as_json(self) -> dict[str, Any]:
@@ -241,6 +243,8 @@ def _judge_values(
     low, high = found[interval].double().unbind(-1)
     metrics["picp"] = float(((low <= targets) & (targets <= high)).double().mean())
     metrics["mpiw"] = float((high - low).mean())
+    if not math.isfinite(metrics["mpiw"]) and interval == "prediction_interval":
+        notes.append(f"so few rows were set aside that they vouch for no interval at {level:g}: it is infinite.")
     metrics["aurc"] = aurc(_per_row(found["total_variance"]), _per_row(squared))
     _add_abstention(metrics, found, _per_row(squared))
     return Evaluation(ens.task, len(rows), len(ens), level, interval, metrics, diagram, tuple(notes))

@@ -155,3 +155,14 @@ def test_what_cannot_be_judged_is_refused(classifier):
     raw = ensemble.perturb(nn.Linear(3, 1), Gaussian(0.1), members=4, example=torch.randn(2, 3))
     with pytest.raises(ModelError, match="another task than raw"):
         evaluate(raw, (torch.randn(5, 3), torch.randn(5, 1)))
+
+
+def test_an_infinite_interval_says_why():
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    made = ensemble.perturb(mlp(), Gaussian(0.1), members=3, example=x, task="regression", noise_variance=1.0)
+    fitted = Calibration(interval_score="normalised", interval_scores=torch.linspace(0, 2, 5, dtype=torch.float64))
+    found = evaluate(with_calibration(made, fitted), (x, made.predict(x).mean))
+    assert (found["mpiw"], found["picp"]) == (math.inf, 1)
+    assert "vouch for no interval at 0.9: it is infinite" in found.table()
+    assert "quantile's level" in found.meaning("ece")
+    assert evaluate(with_calibration(made, fitted), (x, made.predict(x).mean), confidence_level=0.8).notes == ()
