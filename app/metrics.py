@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.statistics import Key, Parts, Statistics
@@ -54,6 +54,8 @@ class ModelState:
     Attributes:
         members, weight_bytes, max_batch: 0 while it is not loaded.
         compiling: whether its calls are being compiled.
+        kept, kept_bytes: drawn members that are kept for requests that ask for perturbations.
+        reused, drawn: how often such members were there, or had to be drawn.
     """
 
     name: str
@@ -63,6 +65,10 @@ class ModelState:
     weight_bytes: int = 0
     max_batch: int = 0
     compiling: bool = False
+    kept: int = 0
+    kept_bytes: int = 0
+    reused: int = 0
+    drawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -294,8 +300,17 @@ class _States(Collector):
                 "Rows in one call; less once memory has run out.",
                 [(s, s.max_batch) for s in loaded],
             ),
+            ("kept_perturbations", "Perturbations that are kept.", [(s, s.kept) for s in loaded]),
+            ("kept_perturbation_bytes", "Bytes that they take.", [(s, s.kept_bytes) for s in loaded]),
         ):
             family = GaugeMetricFamily(f"ensembled_{name}", text, labels=_VERSION)
             for state, value in shown:
                 family.add_metric([state.name, state.version], float(value))
             yield family
+        found = CounterMetricFamily(
+            "ensembled_perturbations", "Perturbations that calls needed: kept or drawn.", labels=(*_VERSION, "found")
+        )
+        for state in loaded:
+            found.add_metric([state.name, state.version, "kept"], state.reused)
+            found.add_metric([state.name, state.version, "drawn"], state.drawn)
+        yield found

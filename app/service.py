@@ -54,7 +54,7 @@ class Service:
         self.settings = settings
         device = pick_device(settings.device)
         self.metrics = Metrics(
-            models=lambda: model_states(self.repository),
+            models=lambda: model_states(self.repository, self.variants),
             ready=lambda: self.repository.ready,
             live=lambda: self.alive,
             draining=lambda: self.repository.draining,

@@ -8,10 +8,11 @@ import torch
 
 from app.metrics import DeviceMemory, ModelState
 from app.repository import Repository
+from app.variants import Variants
 from app.version import VERSION
 
 
-def model_states(repository: Repository) -> list[ModelState]:
+def model_states(repository: Repository, variants: Variants) -> list[ModelState]:
     """Every version that is there; it is ready if something answers for it."""
     states = []
     # A copy, since models come and go on another thread.
@@ -19,10 +20,20 @@ def model_states(repository: Repository) -> list[ModelState]:
         if (model := entry.model) is None:
             states.append(ModelState(entry.name, entry.version, ready=False))
             continue
-        made = model.ensemble
+        made, kept = model.ensemble, variants.kept(model)
         states.append(
             ModelState(
-                entry.name, entry.version, True, len(made), made.members.nbytes, model.max_batch, entry.compiling
+                entry.name,
+                entry.version,
+                True,
+                len(made),
+                made.members.nbytes,
+                model.max_batch,
+                entry.compiling,
+                len(kept),
+                kept.nbytes,
+                kept.hits,
+                kept.misses,
             )
         )
     return states

@@ -275,6 +275,11 @@ class Variants:
             self._models[model] = ModelVariants(model, self._limits)
         return self._models[model]
 
+    def kept(self, model: Served) -> Kept:
+        """Drawn members of a model, none if nobody asked for any."""
+        found = self._models.get(model)
+        return Kept(0) if found is None else found.kept
+
 
 def _rows(tensor: Tensor, rows: list[int]) -> Tensor:
     if rows[-1] - rows[0] + 1 == len(rows):

@@ -205,7 +205,8 @@ def test_versions_that_come_and_go_take_no_memory_although_nobody_asks_for_the_p
 
 
 def test_states_are_looked_up_when_they_are_asked_for():
-    states = [ModelState("a", "1", True, 128, 4096, 32, compiling=True), ModelState("b", "2", ready=False)]
+    drawn = {"kept": 3, "kept_bytes": 900, "reused": 5, "drawn": 4}
+    states = [ModelState("a", "1", True, 128, 4096, 32, compiling=True, **drawn), ModelState("b", "2", ready=False)]
     devices = [DeviceMemory("cuda:0", 100, 50, 25)]
     ready = [False]
     metrics = Metrics(
@@ -223,6 +224,10 @@ def test_states_are_looked_up_when_they_are_asked_for():
     assert metric(page, "ensembled_model_weight_bytes", model="a") == 4096
     assert metric(page, "ensembled_model_max_batch_rows", model="a") == 32
     assert metric(page, "ensembled_model_compiling", model="a") == 1
+    assert metric(page, "ensembled_kept_perturbations", model="a") == 3
+    assert metric(page, "ensembled_kept_perturbation_bytes", model="a") == 900
+    assert metric(page, "ensembled_perturbations_total", model="a", found="kept") == 5
+    assert metric(page, "ensembled_perturbations_total", model="a", found="drawn") == 4
     assert 'ensembled_model_members{model="b"' not in page
     assert metric(page, "ensembled_device_memory_total_bytes", device="cuda:0") == 100
     assert metric(page, "ensembled_device_memory_reserved_bytes", device="cuda:0") == 50
@@ -259,7 +264,7 @@ def test_names_follow_the_conventions():
             assert {s.name for s in family.samples} <= {f"{family.name}_total", f"{family.name}_created"}
         assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
-            assert set(sample.labels) <= {"route", "model", "version", "status", "reason", "device", "le", "v"}
+            assert set(sample.labels) <= {"route", "model", "version", "status", "reason", "device", "found", "le", "v"}
     # Nothing is said twice.
     samples = [(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples]
     assert len(samples) == len(set(samples))

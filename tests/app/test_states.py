@@ -9,6 +9,7 @@ import torch
 
 from app.metrics import DeviceMemory, ModelState
 from app.states import build, device_memory, model_states
+from app.variants import Kept
 from app.version import VERSION
 
 
@@ -28,9 +29,14 @@ def entry(version: str, loaded: bool, compiling: bool = False):
 
 def test_a_version_is_ready_if_something_answers_for_it():
     entries = {"1": entry("1", False), "2": entry("2", True), "3": entry("3", True, compiling=True)}
-    assert model_states(SimpleNamespace(entries=entries)) == [
+    asked, other = Kept(10_000), Kept(0)
+    asked.put("key", {"weight": torch.zeros(2)})
+    found = [asked.get(key) for key in ("key", "key", "another")]
+    assert found[2] is None
+    kept = SimpleNamespace(kept=lambda model: asked if model is entries["2"].model else other)
+    assert model_states(SimpleNamespace(entries=entries), kept) == [
         ModelState("m", "1", False, 0, 0, 0, False),
-        ModelState("m", "2", True, 16, 4096, 64, False),
+        ModelState("m", "2", True, 16, 4096, 64, False, 1, asked.nbytes, 2, 1),
         ModelState("m", "3", True, 16, 4096, 64, True),
     ]
 
