@@ -33,7 +33,7 @@ def _statistics(request: Request, name: str | None = None, version: str | None =
         service.repository.ready_model(name, version)
     keys = [
         (state.name, state.version)
-        for state in model_states(service.repository)
+        for state in model_states(service.repository, service.variants)
         if state.ready and name in (None, state.name) and version in (None, state.version)
     ]
     return json_response(service.metrics.statistics.document(keys))
