@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ensemble
-from app.client import Client
+from app.client import BadRequest, Client
 from tests.app.support import ROOT, command, serving
 
 PAGE = (ROOT / "docs" / "hypernetworks.md").read_text()
@@ -37,11 +37,31 @@ def trained(example):
     return example.train(example.contextual(), 400)
 
 
+class Words(torch.nn.Module):
+    """The mean of a table's rows, (batch, 3 words) to (batch, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(5, 4)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.table(words).mean(1)
+
+
+def words() -> ensemble.Ensemble:
+    """A model of which each row reads a table of its own."""
+    torch.manual_seed(0)
+    example = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 2)
+    return ensemble.generate(ensemble.Hypernetwork(Words(), 2, hidden=()), Words(), context="topic", example=example)
+
+
 @pytest.fixture(scope="module")
 def served(example, trained, tmp_path_factory):
     root = tmp_path_factory.mktemp("turned")
     made = example.save(trained, root / "models" / "turned" / "1")
-    with serving(root / "log", "--models", root / "models", "--no-compile") as server:
+    words().save(root / "models" / "words" / "1")
+    started = ("--models", root / "models", "--default-model", "turned", "--no-compile")
+    with serving(root / "log", *started) as server:
         yield server.wait_ready(), made
 
 
@@ -109,6 +129,33 @@ def test_concurrent_requests_with_different_contexts_each_get_what_they_get_alon
         np.testing.assert_allclose(mean, want.numpy(), atol=1e-5)
 
 
+def test_an_index_beyond_its_own_table_is_that_requests_error_and_nobody_elses(served):
+    server, made = served[0], words()
+    generator = torch.Generator().manual_seed(0)
+    given, topics = torch.randint(5, (24, 3), generator=generator), torch.randn(24, 2, generator=generator)
+    bad = {3: 5, 10: -1, 17: 14}
+    for row, index in bad.items():
+        given[row, 1] = index
+    with Client(server.url, model="words") as client:
+
+        def ask(row):
+            try:
+                asked = {"words": given[row : row + 1].numpy(), "topic": topics[row : row + 1].numpy()}
+                return client.infer(asked, outputs=["mean"])["mean"][0]
+            except BadRequest as error:
+                return error
+
+        with ThreadPoolExecutor(24) as threads:
+            answers = list(threads.map(ask, range(24)))
+    for row, answer in enumerate(answers):
+        if row in bad:
+            assert isinstance(answer, BadRequest)
+            assert "an index beyond the model's table" in str(answer)
+        else:
+            want = made.predict(given[row : row + 1], topics[row : row + 1], statistics=["mean"]).mean[0]
+            np.testing.assert_allclose(answer, want.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
@@ -117,6 +164,7 @@ def test_concurrent_requests_with_different_contexts_each_get_what_they_get_alon
         ({"input": np.zeros((1, 1, 8, 8)).tolist(), "angle": [1.0, 2.0]}, "rows"),
         ({"input": np.zeros((1, 1, 8, 8)).tolist(), "angle": ["north"]}, "angle"),
         ({"input": np.zeros((1, 1, 8, 8)).tolist(), "degrees": [1.0]}, "degrees"),
+        ({"input": np.zeros((1, 1, 8, 8)).tolist(), "angle": [float("nan")]}, "NaN"),
     ],
 )
 def test_a_context_that_does_not_fit_is_a_clear_error(served, inputs, said):

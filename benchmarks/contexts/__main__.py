@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for contexts, found in _served(kind, models, args.contexts, args.seconds, args.rounds):
                         say(
                             f"served, {', '.join(title)}, {contexts} contexts: "
-                            f"{', '.join(f'{rate:.0f}' for rate, _ in found)}/s"
+                            f"{', '.join(f'{rate:.0f}/s ({1000 * cost:.2g} ms)' for rate, cost in found)}"
                         )
                         served.append(served_row(title, contexts, found))
     print(f"# Weights of contexts\n\n{about}\n\n`{shlex.join(['python', '-m', 'benchmarks.contexts', *words])}`\n")
