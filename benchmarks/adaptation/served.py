@@ -17,14 +17,14 @@ _PATIENCE = 120.0
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serve FOLDER/models with adaptation; gives the URL once all is loaded."""
-    log = folder / "log"
+def served(folder: Path, *arguments: str) -> Iterator[str]:
+    """Serve FOLDER/models with adaptation and more arguments; gives the URL once all is loaded."""
+    log = folder / f"log{''.join(arguments)}"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ENSEMBLED_")}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "app.cli", "serve", "--models", str(folder / "models"), "--port", "0",
-             "--adaptation", "--no-compile"],
+             "--adaptation", "--no-compile", *arguments],
             stdout=subprocess.DEVNULL, stderr=stream, env=environment,
         )  # fmt: skip
     try:
