@@ -17,13 +17,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _OCTAVES = 32
 _SEGMENT_BITS = 6
@@ -122,8 +123,23 @@ def _raw(
         yield left, np.stack([each.random_raw(taken) for each in streams]).astype("<u8", copy=False)
 
 
+# A request that brings its own seed has them all again; with the version of the weight that each was computed of.
+_known: MutableMapping[Tensor, tuple[int, float]] = WeakTensorKeyDictionary()
+
+
 def root_mean_square(weight: Tensor) -> float:
     """√(mean of squares), by a summation tree of fixed shape so that every machine gets the same bits."""
+    if weight.is_inference():
+        # It does not say when it changes.
+        return _root_mean_square(weight)
+    version, found = _known.get(weight, (-1, 0.0))
+    if version != weight._version:
+        found = _root_mean_square(weight)
+        _known[weight] = weight._version, found
+    return found
+
+
+def _root_mean_square(weight: Tensor) -> float:
     flat = weight.detach().to("cpu").reshape(-1)
     size = flat.numel()
     if size == 0:

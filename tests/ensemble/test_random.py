@@ -161,3 +161,15 @@ def test_the_root_mean_square_of_a_large_weight():
     assert root_mean_square(torch.zeros(5)) == 0
     assert root_mean_square(torch.zeros(0)) == 0
     assert root_mean_square(torch.full((3, 3), -2.0)) == 2
+
+
+def test_the_root_mean_square_of_a_weight_that_was_changed_is_its_own():
+    weight = torch.ones(3, 4)
+    assert module.root_mean_square(weight) == module.root_mean_square(weight) == 1
+    weight.mul_(2)
+    assert module.root_mean_square(weight) == 2
+    with torch.inference_mode():
+        weight = torch.ones(3, 4)
+        assert module.root_mean_square(weight) == 1
+        weight.mul_(2)
+        assert module.root_mean_square(weight) == 2
