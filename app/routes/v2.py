@@ -163,9 +163,7 @@ def metadata(request: Request, model: Served, request_parameters: dict[str, str]
             # Not among the inputs: clients would take each for one that has a batch and must come.
             **({"weight_inputs": weights} if (weights := brings.described()) else {}),
             **({"perturbation_parameters": names} if (names := brings.names) else {}),
-            **(
-                {"adaptation": about} if (about := described_adapting(adapts)) else {}
-            ),
+            **({"adaptation": about} if (about := described_adapting(adapts)) else {}),
         },
     }
 
