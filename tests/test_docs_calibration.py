@@ -24,7 +24,7 @@ def test_its_code_runs_and_its_intervals_hold(tmp_path, monkeypatch, capsys):
         exec(code.replace('"20s"', '"1s"').replace('"10s"', '"1s"'), names)
     # Of 120 rows that vouch the 109th smallest score is the threshold: a coverage of 109 / 121 on average.
     assert names["coverage"] == pytest.approx(0.9, abs=0.08)
-    assert names["ens"].report["rows"] == {"learning": 0, "selection": 180, "conformal": 120}
+    assert names["ens"].report["rows"] == {"learning": 40, "selection": 180, "conformal": 120}
     assert names["corrected"].report["rows"]["learning"] == 40
     assert names["found"]["nll"] < 0.6
     assert ((names["low"] <= names["test"][1]) & (names["test"][1] <= names["high"])).float().mean() > 0.8
