@@ -136,6 +136,9 @@ class Served:
         Raises:
             BadRequest: they are; the text says how many would do.
         """
+        if not any(self.outputs[name].uses for name in outputs):
+            # What takes no level searches for none.
+            return
         levels = len(LEVELS if question.levels is None else question.levels)
         quantiles = self.ensemble.outputs.searches(list(outputs), levels) if outputs else 0
         if quantiles * members * max(rows, MOST_SEARCHED // MOST_SEARCHED_IN_A_ROW) <= MOST_SEARCHED:

@@ -8,6 +8,7 @@ a secret has no flag.
 from __future__ import annotations
 
 import difflib
+import functools
 import ipaddress
 import os
 import re
@@ -377,6 +378,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
+@functools.lru_cache(maxsize=128)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
