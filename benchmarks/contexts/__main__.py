@@ -13,7 +13,6 @@ import argparse
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -25,6 +24,7 @@ from benchmarks.contexts.work import ROWS, TITLES, answers, asked, build, measur
 from benchmarks.load.questions import environment, machine
 from benchmarks.speed.tables import markdown
 from benchmarks.speed.worker import isolated
+from benchmarks.telling import teller
 
 CONTEXTS = (1, 8, 64)
 # Ways of asking, each with the service's extra arguments and the number of clients.
@@ -39,10 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of load for each figure (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="in which the ways of asking take turns; 0 for none")
     args = parser.parse_args(argv)
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
+    say = teller()
 
     words = list(sys.argv[1:] if argv is None else argv)
     alone: list[list[str]] = []

@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from benchmarks.load.questions import Bare, Questions, check, environment, machi
 from benchmarks.load.results import Cell, Group, Results, table, whole
 from benchmarks.load.services import OURS, SERVICES, FailedError, running
 from benchmarks.speed.worker import RefusedError, Worker, isolated
+from benchmarks.telling import positive, teller
 
 # Seconds of load before those that count.
 _WARM_UP = 1.5
@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", nargs="+", choices=("mlp", "cnn"), default=["mlp"])
     parser.add_argument("--recipes", nargs="+", choices=("dense", "low_rank", "rank1"), default=["dense", "rank1"])
     parser.add_argument("--services", nargs="+", choices=SERVICES, default=list(SERVICES))
-    parser.add_argument("--members", type=_positive, metavar="N", default=128)
-    parser.add_argument("--clients", nargs="+", type=_positive, metavar="N", default=[1, 32])
+    parser.add_argument("--members", type=positive, metavar="N", default=128)
+    parser.add_argument("--clients", nargs="+", type=positive, metavar="N", default=[1, 32])
     parser.add_argument("--seconds", type=float, default=10.0, help="of load for each row of a table (default: 10)")
     parser.add_argument(
         "--patience",
@@ -49,19 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
+    say = teller()
 
     words = list(sys.argv[1:] if argv is None else argv)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:

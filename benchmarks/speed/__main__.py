@@ -13,11 +13,11 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.speed.environment import settle
+from benchmarks.telling import positive, teller
 
 _MODELS = ("tiny", "mlp", "cnn", "resnet", "transformer", "lstm", "minilm")
 _PACKAGES = ("onnxruntime", "onnx", "openvino", "jax", "torchvision", "transformers")
@@ -26,8 +26,8 @@ _PACKAGES = ("onnxruntime", "onnx", "openvino", "jax", "torchvision", "transform
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.speed", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--models", nargs="+", metavar="MODEL", default=list(_MODELS))
-    parser.add_argument("--members", nargs="+", type=_positive, metavar="N", default=[16, 128, 1024])
-    parser.add_argument("--rows", nargs="+", type=_positive, metavar="B", default=[1, 8, 32])
+    parser.add_argument("--members", nargs="+", type=positive, metavar="N", default=[16, 128, 1024])
+    parser.add_argument("--rows", nargs="+", type=positive, metavar="B", default=[1, 8, 32])
     parser.add_argument("--ways", nargs="+", metavar="WAY", help="by default all; the loop is always among them")
     parser.add_argument("--minutes", type=float, default=240, help="about how long all may take (default: 240)")
     parser.add_argument("--seconds", type=float, default=1.5, help="of timing for each way in a cell (default: 1.5)")
@@ -37,18 +37,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--patience", type=float, default=240, help="seconds after which one step of a way is given up (default: 240)"
     )
-    parser.add_argument("--threads", type=_positive, help="by default as many as there are cores")
+    parser.add_argument("--threads", type=positive, help="by default as many as there are cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every time and figure there, too")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
     parser.add_argument("--verbose", action="store_true", help="leave what the libraries print")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,10 +81,7 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: 
     command = shlex.join(["python", "-m", "benchmarks.speed", *words])
     environment = ", ".join(f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT"))
     results = Results(f"{describe(_PACKAGES)}; {torch.backends.cpu.get_cpu_capability()}; {environment}.", command)
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
+    say = teller()
 
     def finished(key: str) -> None:
         # What was measured is kept even if the run does not come to its end.

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.speed.environment import settle
 from benchmarks.speed.results import quartiles
+from benchmarks.telling import teller
 
 # (members, rows) -> seconds of each run.
 Grid = dict[tuple[int, int], list[float]]
@@ -202,10 +203,7 @@ def _main(args: argparse.Namespace, folder: Path, words: list[str]) -> int:
     from benchmarks.machine import describe
     from benchmarks.models import MODELS
 
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
+    begun, say = time.monotonic(), teller()
 
     print(describe())
     print(shlex.join(["python", "-m", "benchmarks.speed.cost", *words]))

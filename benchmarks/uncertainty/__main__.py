@@ -11,13 +11,13 @@ import argparse
 import json
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.machine import describe
+from benchmarks.telling import positive, teller
 from benchmarks.uncertainty import classes, running, tables
 from benchmarks.uncertainty.data import UCI, UNTUNED
 from benchmarks.uncertainty.results import Record, Results
@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--uci", type=Path, metavar="PATH", help="the folder of the UCI sets: " + ", ".join(UCI.values())
     )
-    parser.add_argument("--splits", type=_positive, default=20, help="of each regression (default: all 20)")
-    parser.add_argument("--draws", type=_positive, default=10, help="of each classification (default: 10)")
+    parser.add_argument("--splits", type=positive, default=20, help="of each regression (default: all 20)")
+    parser.add_argument("--draws", type=positive, default=10, help="of each classification (default: 10)")
     parser.add_argument("--sets", nargs="+", metavar="SET", help="by default all of the parts that are asked for")
     parser.add_argument("--parts", nargs="+", metavar="PART", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--heads", nargs="+", metavar="HEAD", default=["variance", "point"], help="variance, point")
@@ -48,18 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         help="how the regressions' nets are trained",
     )
     parser.add_argument("--quick", action="store_true", help="three splits and draws, and no auto: a few minutes")
-    parser.add_argument("--workers", type=_positive, help="processes, by default as many as there are cores")
+    parser.add_argument("--workers", type=positive, help="processes, by default as many as there are cores")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every score there, too")
     parser.add_argument("--resume", action="store_true", help="leave out the data sets that the file of --json has")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +86,7 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, words: l
     if args.resume and args.json and args.json.exists():
         results.records = [Record(**record) for record in json.loads(args.json.read_text())["records"]]
     done = {(record.table, record.head) for record in results.records}
-    say = _teller()
+    say = teller()
 
     def keep() -> None:
         # What was measured is kept even if the run does not come to its end.
@@ -126,15 +119,6 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, words: l
         return 130
     print(tables.whole(results))
     return 0
-
-
-def _teller() -> Callable[[str], None]:
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
-
-    return say
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import itertools
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ from benchmarks.contexts.serving import running
 from benchmarks.load.questions import environment, machine
 from benchmarks.speed.tables import markdown
 from benchmarks.speed.worker import isolated
+from benchmarks.telling import teller
 from benchmarks.weights.asking import CLIENTS, NEW, ask, check, fresh, requests_of
 from benchmarks.weights.library import REQUESTS, measure
 from benchmarks.weights.work import build
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of load for each figure (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="in which both services take turns (default: 3)")
     args = parser.parse_args(argv)
-    begun = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{(time.monotonic() - begun) / 60:6.1f} min  {text}", file=sys.stderr, flush=True)
+    say = teller()
 
     words = list(sys.argv[1:] if argv is None else argv)
     cells = [*(("kept", keys) for keys in args.keys), *(("weights", keys) for keys in args.keys), ("drawn", REQUESTS)]
