@@ -25,7 +25,7 @@ from benchmarks.speed.worker import isolated
 from benchmarks.telling import teller
 from benchmarks.weights.asking import CLIENTS, NEW, ask, check, fresh, requests_of
 from benchmarks.weights.library import REQUESTS, measure
-from benchmarks.weights.work import build
+from benchmarks.weights.work import TITLES, build
 
 KEYS = (1, 8, 64)
 _TITLES = {"kept": "perturbation", "weights": "weights", "drawn": "perturbation, a new seed each"}
@@ -35,6 +35,7 @@ _MERGED = ("--allow-weights",)
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.weights", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--model", choices=TITLES, default="mlp", help="default: mlp")
     parser.add_argument("--members", type=int, default=32, metavar="N", help="of each request (default: 32)")
     parser.add_argument("--keys", nargs="+", type=int, metavar="N", default=list(KEYS), help="different ones")
     parser.add_argument("--seconds", type=float, default=5.0, help="of load for each figure (default: 5)")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment(Path(folder) / "cache")
         about = isolated(machine, timeout=60)
         path = Path(folder) / "models" / "digits" / "1"
-        isolated(build, path, timeout=120)
+        isolated(build, path, args.model, timeout=120)
         for kind, keys in cells:
             one, other = isolated(measure, path, args.members, keys, kind, timeout=300)
             say(f"library, {_TITLES[kind]}, {keys}: {one:.0f}/s one at a time, {other:.0f}/s together")
@@ -61,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             costs = [f"{1000 * seconds:.2g}" for seconds in (cost, together)]
             served.append([*row(kind, keys, one, other), *costs])
     print(f"# Members of requests' own\n\n{about}\n\n`{shlex.join(['python', '-m', 'benchmarks.weights', *words])}`\n")
-    print(
-        f"{args.members} rank-1 members a request on an MLP of 64-128-128-10, one row a request. Requests a second.\n"
-    )
+    print(f"{args.members} rank-1 members a request on {TITLES[args.model]}, one row a request. Requests a second.\n")
     head = ["requests bring", "different ones"]
     print(f"## The library, {REQUESTS} requests\n")
     print(markdown([*head, "one at a time", "together", "times"], alone))

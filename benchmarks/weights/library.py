@@ -27,7 +27,7 @@ def measure(path: Path, members: int, keys: int, kind: str) -> tuple[float, floa
     """
     made = ensemble.load(path)
     variants = made.variants
-    x = rows(REQUESTS)
+    x = rows(made, REQUESTS)
     settled, structure = variants.perturbed(RECIPE, members)
     seeds = iter(range(10**9))
 
@@ -36,7 +36,7 @@ def measure(path: Path, members: int, keys: int, kind: str) -> tuple[float, floa
 
     own = draw()
     if kind == "weights":
-        given = [variants.brought(factors(members, number)) for number in range(keys)]
+        given = [variants.brought(factors(made, members, number)) for number in range(keys)]
         structure, own = given[0][0], [weights for _, weights in given]
 
     def alone() -> torch.Tensor:

@@ -13,36 +13,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import ensemble
+from benchmarks.contexts.work import Transformer
 
-CLASSES, PIXELS, HIDDEN = 10, 64, 128
+# One that takes next to nothing beside what HTTP takes, and one of many small operations.
+TITLES = {"mlp": "an MLP of 64-128-128-10", "transformer": "a transformer of 4 layers, 8 tokens of 32 features"}
 RECIPE = ensemble.LowRank(scale=0.05)
 OUTPUTS = ("label", "predictive_entropy")
 # What a served ensemble has of its own; the requests have others.
 _LOADED = 32
 
 
-def build(path: Path) -> None:
-    """Save an ensemble of a network as small as one for digits."""
+def build(path: Path, model: str = "mlp") -> None:
+    """Save an ensemble of a network as small as one for digits: one of ``TITLES``."""
     torch.manual_seed(0)
-    layers = [nn.Linear(PIXELS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)]
+    network: nn.Module = Transformer()
+    shape: tuple[int, ...] = (8, 8)
+    if model == "mlp":
+        network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+        shape = (64,)
     ensemble.perturb(
-        nn.Sequential(*layers), RECIPE, members=_LOADED, example=torch.rand(4, PIXELS), task="classification"
+        network.eval(), RECIPE, members=_LOADED, example=torch.rand(4, *shape), task="classification"
     ).save(path)
 
 
-def rows(count: int) -> Tensor:
-    """One row a request."""
-    return torch.rand(count, 1, PIXELS, generator=torch.Generator().manual_seed(count))
+def rows(made: ensemble.Ensemble, count: int) -> Tensor:
+    """One row a request, (count, 1, ...)."""
+    (spec,) = made.program.inputs
+    return torch.rand(count, 1, *spec.trailing, generator=torch.Generator().manual_seed(count))
 
 
-def factors(members: int, number: int) -> dict[str, Tensor]:
+def factors(made: ensemble.Ensemble, members: int, number: int) -> dict[str, Tensor]:
     """One set of weights that a request may bring: rank-one factors of every matrix, for so many members."""
     generator = torch.Generator().manual_seed(number)
-    sizes = {"0.weight": (HIDDEN, PIXELS), "2.weight": (HIDDEN, HIDDEN), "4.weight": (CLASSES, HIDDEN)}
     return {
         f"{name}.{side}": 0.1 * torch.randn(members, size, 1, generator=generator)
-        for name, shape in sizes.items()
-        for side, size in zip(("left", "right"), shape, strict=True)
+        for name, weight in sorted(made.variants.trained.items())
+        if weight.ndim == 2
+        for side, size in zip(("left", "right"), weight.shape, strict=True)
     }
 
 
@@ -62,7 +69,7 @@ def perturbed(made: ensemble.Ensemble, members: int, seeds: Sequence[int], *, ch
         check: find out what the answers must be.
     """
     found = []
-    for seed, row in zip(seeds, rows(len(seeds)), strict=True):
+    for seed, row in zip(seeds, rows(made, len(seeds)), strict=True):
         parameters = {"recipe": RECIPE.name, "scale": RECIPE.scale, "seed": seed, "members": members}
         body = _body(row.numpy(), [], parameters)
         wanted = made.perturbed(RECIPE, members=members, seed=seed).predict(row) if check else None
@@ -74,8 +81,8 @@ def perturbed(made: ensemble.Ensemble, members: int, seeds: Sequence[int], *, ch
 def brought(made: ensemble.Ensemble, members: int, sets: Sequence[int]) -> list[Request]:
     """Requests that bring weights, each those of its number; V2, in bytes."""
     found = []
-    for number, row in zip(sets, rows(len(sets)), strict=True):
-        weights = factors(members, number)
+    for number, row in zip(sets, rows(made, len(sets)), strict=True):
+        weights = factors(made, members, number)
         head = json.dumps(_body(row.numpy(), list(weights.items()), {}, binary=True)).encode()
         tail = b"".join([row.numpy().tobytes(), *(tensor.numpy().tobytes() for tensor in weights.values())])
         wanted = made.with_weights(weights).predict(row).predictive_entropy

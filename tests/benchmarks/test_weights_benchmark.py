@@ -45,9 +45,9 @@ def test_requests_have_as_many_different_members_as_is_said_and_know_their_answe
         length = int(dict(request.headers)["inference-header-content-length"])
         asked = decode_infer(request.body, specs, OUTPUTS, OUTPUTS, length, brings=brings)
         assert all(
-            torch.equal(torch.tensor(asked.weights[name]), want) for name, want in factors(4, number % 2).items()
+            torch.equal(torch.tensor(asked.weights[name]), want) for name, want in factors(made, 4, number % 2).items()
         )
-        got = made.with_weights(factors(4, number % 2)).predict(rows(len(requests))[number])
+        got = made.with_weights(factors(made, 4, number % 2)).predict(rows(made, len(requests))[number])
         assert abs(float(got.predictive_entropy[0]) - request.entropy) < 1e-6
 
 
