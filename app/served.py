@@ -172,12 +172,16 @@ class Served:
                 except ensemble.InputError as error:
                     raise BadRequest(f"{spec.subject} cannot be used: {error}") from None
 
-    def infer(self, inputs: Arrays, outputs: Collection[str]) -> dict[str, NDArray[Any]]:
-        """Answer a batch of any size, all members. Runs on the engine's thread.
+    def infer(
+        self, inputs: Arrays, outputs: Collection[str], question: Question | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Answer a batch of any size. Runs on the engine's thread.
 
         Args:
-            inputs: an array for each input, of its datatype, all with the same number of rows.
+            inputs: an array for each input, of its datatype, and for each target that an output is about, all with the
+                same number of rows.
             outputs: names of statistics.
+            question: of all members by default.
 
         Raises:
             BadRequest: the model cannot be evaluated on these values.
@@ -188,7 +192,8 @@ class Served:
         try:
             for start in range(0, rows, self.max_batch):
                 some = {name: array[start : start + self.max_batch] for name, array in inputs.items()}
-                pieces.append(self.compute(Call(self, some, outputs, min(self.max_batch, rows - start))).arrays)
+                call = Call(self, some, outputs, min(self.max_batch, rows - start), question=question)
+                pieces.append(self.compute(call).arrays)
         except OutOfMemory as error:
             raise Unavailable("there is not enough memory for this many rows at once; send fewer") from error
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}

@@ -13,7 +13,7 @@ from ensemble import members as member_weights
 from ensemble.calibration.state import Calibration
 from ensemble.data import Data, first_rows
 from ensemble.ensemble import Ensemble, Origin
-from ensemble.errors import ModelError, RecipeError
+from ensemble.errors import ModelError, RecipeError, first_line
 from ensemble.members import Members, Progress
 from ensemble.perturbation import Learned, Material, Perturbation, Recipe
 from ensemble.perturbation.stacked import Stacked
@@ -324,8 +324,7 @@ def place_of(device: str | torch.device | None, captured: Captured) -> torch.dev
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         # What is not compiled in is an assertion to PyTorch.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"There is no device {device!r} here; cpu always is. ({reason[:200]})") from error
+        raise ModelError(f"There is no device {device!r} here; cpu always is. ({first_line(error)[:200]})") from error
     return place
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ensemble.adaptive import evaluate_until, first
 from ensemble.calibration.state import Calibration
 from ensemble.condense import condense
-from ensemble.errors import InputError, ModelError, RecipeError
+from ensemble.errors import InputError, ModelError, RecipeError, first_line
 from ensemble.members import Members
 from ensemble.memory import human
 from ensemble.outputs import Outputs
@@ -433,10 +433,9 @@ class Ensemble(Planned):
             raise
         except Exception as error:
             # What runs is the model's own code, or a graph from a file: it may raise anything.
-            line = next(iter(str(error).splitlines()), "")
             raise ModelError(
                 f"The model does not run with {plain(self.dtype)} weights on the {self.device.type}: "
-                f"{type(error).__name__} {line[:300]}"
+                f"{type(error).__name__} {first_line(error)[:300]}"
             ) from error
         if self.program.live:
             return

@@ -4,6 +4,7 @@ EnsembledError
 ├── ModelError          the model cannot be made into an ensemble
 │   └── ExportError     ... because torch.export cannot capture it (``live=True`` may still work)
 ├── RecipeError         a perturbation's settings, or what they select in this model, make no sense
+│   └── TooShortError   ... because the time that it was given does not suffice
 ├── InputError          a call's inputs do not fit the model's signature
 ├── StatisticError      a statistic that does not exist, or not for this task
 ├── MemoryLimitError    the ensemble does not fit; the text says what would
@@ -27,6 +28,10 @@ class RecipeError(EnsembledError, ValueError):
     """A perturbation's settings are out of range or select nothing."""
 
 
+class TooShortError(RecipeError):
+    """The seconds that a recipe was given do not suffice for anything."""
+
+
 class InputError(EnsembledError, ValueError):
     """Inputs whose names, shapes or dtypes do not fit the model's signature."""
 
@@ -41,3 +46,8 @@ class MemoryLimitError(EnsembledError):
 
 class ArtifactError(EnsembledError):
     """A saved ensemble that cannot be loaded."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of somebody else's says, or its class if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ensemble.errors import EnsembledError
+from ensemble.errors import EnsembledError, first_line
 
 
 @contextlib.contextmanager
@@ -38,4 +38,4 @@ def written(made: Any, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise EnsembledError(f"{path} cannot be written: {error.strerror or error}.") from error
     except ValueError as error:
-        raise EnsembledError(f"{path}: {str(error).splitlines()[0]}.") from error
+        raise EnsembledError(f"{path}: {first_line(error)}.") from error

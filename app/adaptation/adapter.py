@@ -22,7 +22,7 @@ from app.adaptation.kept import Kept
 from app.batching import Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest
 from app.protocol import Question
-from app.served import Served, to_tensor
+from app.served import Served, is_out_of_memory, to_tensor
 from ensemble import EnsembledError, MemoryLimitError
 from ensemble.adaptation import evaluation
 from ensemble.adaptation.adaptable import Adaptable
@@ -90,7 +90,7 @@ class Recalled:
 
 
 class _TooLongError(Exception):
-    pass
+    """A call's steps take longer than the setting permits."""
 
 
 class Adapter:
@@ -139,7 +139,7 @@ class Adapter:
         except EnsembledError as error:
             raise BadRequest(f"the model cannot be adapted so: {error}") from error
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise OutOfMemory(f"not enough memory for {call.rows} tasks") from error
             if not call.owners[0][0].model.example_works():
                 raise

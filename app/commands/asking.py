@@ -67,7 +67,6 @@ def of_saved(path: Path, device: str, asking: Asking) -> dict[str, Any]:
         AskingError: it cannot answer.
     """
     import ensemble
-    from app.batching import Call, OutOfMemory
     from app.engine import DeviceError, pick_device
     from app.errors import ServiceError
     from app.protocol import decode_predict, encode_predict
@@ -83,16 +82,9 @@ def of_saved(path: Path, device: str, asking: Asking) -> dict[str, Any]:
         )
         served.check_targets(asked.targets, asked.rows)
         names = tuple(output.name for output in asked.outputs)
-        given, pieces = {**asked.inputs, **asked.targets}, []
-        for start in range(0, asked.rows, _ROWS_AT_ONCE):
-            some = {name: array[start : start + _ROWS_AT_ONCE] for name, array in given.items()}
-            rows = min(_ROWS_AT_ONCE, asked.rows - start)
-            pieces.append(served.compute(Call(served, some, names, rows, question=asked.options.question)).arrays)
+        arrays = served.infer({**asked.inputs, **asked.targets}, names, asked.options.question)
     except (ensemble.EnsembledError, ServiceError, DeviceError) as error:
         raise AskingError(str(error)) from error
-    except OutOfMemory as error:
-        raise AskingError(f"there is not enough memory for {_ROWS_AT_ONCE} rows at once; send fewer") from error
-    arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
     answer: dict[str, Any] = orjson.loads(encode_predict(served.name, served.version, asked, arrays, served.details))
     return answer
 

@@ -48,7 +48,7 @@ def recipe_of(asked: Perturbed, own: ensemble.Recipe | None) -> ensemble.Perturb
     for setting in _PATTERNS & set(given):
         given[setting] = _patterns(given[setting], setting)
     settings = _defaults(name, own) | given
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every recipe is a dataclass
+    fields = dataclasses.fields(kind)
     needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [needs for needs in needed if needs not in settings]:
         if not set(missing) <= set(known):
@@ -69,7 +69,7 @@ def told(recipe: ensemble.Perturbation, own: ensemble.Recipe | None) -> dict[str
     """
     found = {"recipe": recipe.name}
     settings, defaults = recipe.settings(), _defaults(recipe.name, own)
-    for field in dataclasses.fields(recipe):  # type: ignore[arg-type]  # every recipe is a dataclass
+    for field in dataclasses.fields(recipe):
         name, value = field.name, settings[field.name]
         usual = getattr(recipe, name) == field.default
         if name in _NOT_SETTABLE or (usual and value == defaults.get(name, value)):
@@ -86,7 +86,7 @@ def _drawn() -> dict[str, type[ensemble.Perturbation]]:
 
 
 def _settings(kind: type[ensemble.Recipe]) -> list[str]:
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every recipe is a dataclass
+    fields = dataclasses.fields(kind)
     return [field.name for field in fields if field.name not in _NOT_SETTABLE]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import statistics
 import time
@@ -90,8 +91,7 @@ def measure(key: str, members: int, rows: int, repeats: int, looped: int) -> Fou
     parts: list[list[float]] = [[], [], [], []]
     for turn in range(repeats + 1):
         begun = time.perf_counter()
-        for _ in population._drawing(population.step_seed, range(members)):
-            pass
+        collections.deque(population._drawing(population.step_seed, range(members)), maxlen=0)
         drawn = time.perf_counter()
         fitness = population.scores(work.score, work.inputs)
         scored = time.perf_counter()

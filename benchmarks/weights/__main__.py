@@ -24,7 +24,7 @@ from benchmarks.speed.tables import markdown
 from benchmarks.speed.worker import isolated
 from benchmarks.telling import teller
 from benchmarks.weights.asking import CLIENTS, NEW, ask, check, fresh, requests_of
-from benchmarks.weights.library import REQUESTS, measure
+from benchmarks.weights.without_http import REQUESTS, measure
 from benchmarks.weights.work import TITLES, build
 
 KEYS = (1, 8, 64)

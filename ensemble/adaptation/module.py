@@ -25,7 +25,7 @@ from ensemble.adaptation.inner_loop import (
     step_sizes,
 )
 from ensemble.adaptation.objectives import LOSSES, Loss, Targets, named, scalar
-from ensemble.errors import InputError, ModelError
+from ensemble.errors import InputError, ModelError, first_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ def _vmap_explained() -> Iterator[None]:
     except RuntimeError as error:
         if str(error).startswith("vmap:") or "Batching rule not implemented" in str(error):
             raise ModelError(
-                f"The model cannot run for many tasks at once: {str(error).splitlines()[0]} (vectorised=False runs one "
+                f"The model cannot run for many tasks at once: {first_line(error)} (vectorised=False runs one "
                 "task after the other)"
             ) from error
         raise

@@ -18,7 +18,7 @@ from torch import Tensor
 from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
-from ensemble.errors import ModelError
+from ensemble.errors import ModelError, first_line
 from ensemble.members import Members
 
 DEVICE = ""
@@ -77,4 +77,4 @@ class Compiled:
             raise
         except RuntimeError as error:
             # Of the compiled code's own; what PyTorch says of the same inputs is for people.
-            raise Declined(next(iter(str(error).splitlines()), "")) from None
+            raise Declined(first_line(error)) from None

@@ -25,7 +25,7 @@ from ensemble.backends.declined import Declined
 from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job, Spec
 from ensemble.backends.tracing import trace
-from ensemble.errors import MemoryLimitError, ModelError
+from ensemble.errors import MemoryLimitError, ModelError, first_line
 from ensemble.members import Members
 from ensemble.memory import available, human
 from ensemble.structured import LEFT
@@ -185,7 +185,7 @@ class Compiled:
                 outputs = self._requests[number].infer([*self._factors[number], *arrays], share_inputs=True)
         except RuntimeError as error:
             # Some kernels refuse an index by themselves; what PyTorch says of it is for people.
-            raise Declined(next(iter(str(error).splitlines()), "")) from None
+            raise Declined(first_line(error)) from None
         if len(outputs) > self._outputs and outputs[self._outputs].any():
             raise Declined("an index is out of range")
         return tuple(torch.from_numpy(outputs[position]) for position in range(self._outputs))

@@ -158,8 +158,7 @@ def families(asked: str | Recipe | Sequence[str | Recipe]) -> list[Family]:
         elif isinstance(one, Mixture):
             raise RecipeError("A mixture of settings is what fitting makes; give its parts as a list of recipes.")
         elif isinstance(one, Recipe):
-            # Every recipe is a dataclass.
-            varied = [dataclasses.replace(one, **c) for c in type(one).candidates()]  # type: ignore[type-var]
+            varied = [dataclasses.replace(one, **c) for c in type(one).candidates()]
             found.append(Family(one.name, list(dict.fromkeys(varied)) or [one]))
         elif isinstance(one, str) and one in recipes:
             if not (made := _of_kind(recipes[one])):

@@ -118,7 +118,7 @@ def _still(recipe: Recipe) -> Recipe | None:
     """The same recipe where it perturbs nothing; None if it has no such settings."""
     for name in ("scale", "p"):
         if hasattr(recipe, name):
-            return dataclasses.replace(recipe, **{name: 0.0})  # type: ignore[type-var]  # every recipe is a dataclass
+            return dataclasses.replace(recipe, **{name: 0.0})
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,8 +13,8 @@ from ensemble.calibration.likelihood import row_log_likelihood
 from ensemble.calibration.made import Made, members_of
 from ensemble.calibration.report import Finding
 from ensemble.calibration.trials import Trials
-from ensemble.errors import EnsembledError
-from ensemble.perturbation import Perturbation, Recipe
+from ensemble.errors import EnsembledError, TooShortError
+from ensemble.perturbation import Learned, Perturbation, Recipe
 
 # Members that a setting is judged by: more tell little more.
 TRIED_MEMBERS = 64
@@ -186,15 +185,14 @@ def _try(trials: Trials, family: Family, candidate: Recipe, count: int, left: fl
     # What is drawn can be drawn again in any number; what is learned is judged as it will be kept.
     if family.dear:
         count = max(1, count // len(family.candidates))
-    limit = getattr(candidate, "seconds", 0)
-    if limit is None or (isinstance(limit, float) and limit > left > 0):
-        candidate = dataclasses.replace(candidate, seconds=max(left, 1.0))  # type: ignore[type-var]
+    if isinstance(candidate, Learned):
+        candidate = candidate.within(max(left, 1.0))
     try:
         family.trials.append(trials.of(candidate, count))
     except EnsembledError as error:
         if not family.trials:
             # Seconds are of the recipe; whoever fits has given a budget.
-            short = str(error).startswith("seconds=")
+            short = isinstance(error, TooShortError)
             family.failure = f"the budget leaves it too little: {left:.1f} s" if short else str(error)
         return False
     return True

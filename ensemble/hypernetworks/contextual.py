@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ensemble.errors import ExportError, InputError, ModelError
+from ensemble.errors import ExportError, InputError, ModelError, first_line
 from ensemble.hypernetworks.generated import Generated, in_full
 from ensemble.hypernetworks.rows import run
 from ensemble.program.capture import Captured, capture, evaluating
@@ -166,10 +166,9 @@ def called(hypernetwork: nn.Module, codes: Tensor) -> Any:
         return hypernetwork(codes)
     except Exception as error:
         # The model's own code: it may raise anything.
-        line = next(iter(str(error).splitlines()), "")
         raise ModelError(
             f"The hypernetwork does not run on {list(codes.shape)} of {str(codes.dtype).removeprefix('torch.')}: "
-            f"{type(error).__name__} {line[:200]}"
+            f"{type(error).__name__} {first_line(error)[:200]}"
         ) from error
 
 

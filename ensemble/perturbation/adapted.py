@@ -131,6 +131,9 @@ class Adapted(Learned, name="adapted"):
         include, exclude = as_patterns(self.include, "include"), as_patterns(self.exclude, "exclude")
         return choose(list(weights), candidates, include, exclude)
 
+    def within(self, seconds: float) -> Self:
+        return dataclasses.replace(self, seconds=seconds if self.seconds is None else min(seconds, self.seconds))
+
     def planned(self, material: Material) -> Self:
         from ensemble.training import steps_within
 

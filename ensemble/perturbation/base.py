@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ensemble.program.program import Program
 
 
+@dataclasses.dataclass(frozen=True)
 class Recipe(ABC):
     """Base of the recipes. Subclasses are frozen dataclasses and pass their name: ``class X(..., name="x")``.
 
@@ -57,10 +58,10 @@ class Recipe(ABC):
         Raises:
             RecipeError: the recipe does not fit the model; the text says what would.
         """
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         settled = {name: _settled(value, program) for name, value in fields.items()}
         changed = {name: value for name, value in settled.items() if value is not fields[name]}
-        return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
+        return dataclasses.replace(self, **changed) if changed else self
 
     def kept(self) -> Self:
         """The recipe as an ensemble keeps it: without what is needed only while members are made."""
@@ -86,10 +87,7 @@ class Recipe(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain JSON values; :meth:`from_settings` is the inverse."""
-        return {
-            field.name: _plain(getattr(self, field.name))
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
-        }
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -98,7 +96,7 @@ class Recipe(ABC):
         Raises:
             RecipeError: unknown settings, or values out of range.
         """
-        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(settings) - fields):
             raise RecipeError(f"The recipe {cls.name!r} has no setting {', '.join(unknown)}; it has {sorted(fields)}.")
         return cls(**{name: _recipes(value) for name, value in settings.items()})

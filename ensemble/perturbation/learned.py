@@ -59,6 +59,10 @@ class Learned(Recipe):
     dear: ClassVar[bool] = False
     learns_from: ClassVar[Literal["examples", "inputs", "nothing"]] = "examples"
 
+    def within(self, seconds: float) -> Self:
+        """The same recipe, whose making takes no longer than this, as far as it can tell."""
+        return self
+
     def planned(self, material: Material) -> Self:
         """The same recipe with what its settings leave open decided by the data and the machine.
 

@@ -16,7 +16,7 @@ from ensemble.backends import BACKENDS
 from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.workshop import Workshop
-from ensemble.errors import EnsembledError, ModelError
+from ensemble.errors import EnsembledError, ModelError, first_line
 from ensemble.members import Members
 from ensemble.planning.plan import Plan, Trial, Way, candidates, measure, timed
 from ensemble.program.program import Program
@@ -308,8 +308,7 @@ class Runner:
 
 
 def _unusable(kind: str, error: Exception) -> ModelError:
-    line = next(iter(str(error).splitlines()), "")
-    return ModelError(f"{kind} cannot run what it compiled: {type(error).__name__} {line[:200]}")
+    return ModelError(f"{kind} cannot run what it compiled: {type(error).__name__} {first_line(error)[:200]}")
 
 
 def _whole(chunks: Iterator[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ensemble.calibration.state import Calibration
 from ensemble.ensemble import Ensemble, Origin
-from ensemble.errors import ArtifactError, MemoryLimitError, ModelError
+from ensemble.errors import ArtifactError, MemoryLimitError, ModelError, first_line
 from ensemble.members import Members, Progress
 from ensemble.memory import available, human
 from ensemble.perturbation import Perturbation
@@ -154,9 +154,8 @@ def _program(data: Any, weights: Mapping[str, Tensor], device: torch.device) -> 
         raise
     except Exception as error:
         # What was rehearsed is a graph from a file: it may raise anything.
-        line = next(iter(str(error).splitlines()), "")
         raise ArtifactError(
-            f"{GRAPH} is damaged: {type(error).__name__} {line[:200]}. Build the ensemble again."
+            f"{GRAPH} is damaged: {type(error).__name__} {first_line(error)[:200]}. Build the ensemble again."
         ) from error
     free = available(device)
     if free is not None and largest > free:

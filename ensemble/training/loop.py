@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ensemble.data import Data
-from ensemble.errors import RecipeError
+from ensemble.errors import RecipeError, TooShortError
 from ensemble.losses import Loss
 from ensemble.members import Members, Progress
 from ensemble.program.program import Program
@@ -164,7 +164,7 @@ def steps_within(
         each = _seconds_per_step(job)
         spent = time.perf_counter() - begun
     if (fit := int((seconds - spent) / each)) < 1:
-        raise RecipeError(
+        raise TooShortError(
             f"seconds={seconds:g} is too short: one step of {members.count} members takes {each:.2g} s, after "
             f"{spent:.2g} s of trials."
         )

@@ -12,7 +12,7 @@ from app.variants import Limits
 from app.variants.limits import bringable
 from benchmarks.weights.__main__ import row
 from benchmarks.weights.asking import fresh, requests_of
-from benchmarks.weights.library import measure
+from benchmarks.weights.without_http import measure
 from benchmarks.weights.work import OUTPUTS, build, factors, rows
 
 
@@ -25,7 +25,7 @@ def path(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["kept", "weights", "drawn"])
 def test_together_and_one_at_a_time_are_the_same(path, kind, monkeypatch):
-    monkeypatch.setattr("benchmarks.weights.library._REPEATS", 1)
+    monkeypatch.setattr("benchmarks.weights.without_http._REPEATS", 1)
     one, other = measure(path, 4, 8, kind)
     assert min(one, other) > 0
 
