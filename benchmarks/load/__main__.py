@@ -11,21 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.load.clients import LOADS, available
 from benchmarks.load.questions import Bare, Questions, check, environment, machine, prepare
-from benchmarks.load.results import Cell, Group, Results, table, whole
+from benchmarks.load.results import Group, Results, table, whole
 from benchmarks.load.services import OURS, SERVICES, FailedError, running
 from benchmarks.speed.worker import RefusedError, Worker, isolated
 from benchmarks.telling import positive, teller
 
-# Seconds of load before those that count.
-_WARM_UP = 1.5
+_RECIPES = ("dense", "low_rank", "rank1")
 # Of the bare call and a single client in turns.
 _ROUNDS = 5
 
@@ -33,10 +32,16 @@ _ROUNDS = 5
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.load", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", nargs="+", choices=("mlp", "cnn"), default=["mlp"])
-    parser.add_argument("--recipes", nargs="+", choices=("dense", "low_rank", "rank1"), default=["dense", "rank1"])
+    parser.add_argument("--recipes", nargs="+", choices=_RECIPES, default=list(_RECIPES))
     parser.add_argument("--services", nargs="+", choices=SERVICES, default=list(SERVICES))
     parser.add_argument("--members", type=positive, metavar="N", default=128)
     parser.add_argument("--clients", nargs="+", type=positive, metavar="N", default=[1, 32])
+    parser.add_argument(
+        "--by",
+        choices=LOADS,
+        default=available(),
+        help="who asks: wrk, or this project's load tester (default: wrk where it is installed)",
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of load for each row of a table (default: 10)")
     parser.add_argument(
         "--patience",
@@ -50,14 +55,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.by == "wrk" and not shutil.which("wrk"):
+        parser.error("wrk is not installed; leave --by out, or install it")
     say = teller()
 
     words = list(sys.argv[1:] if argv is None else argv)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         environment(Path(folder) / "cache")
         # In a process of its own, which has the threads that the services will have.
-        results = Results(isolated(machine, timeout=60), shlex.join(["python", "-m", "benchmarks.load", *words]))
+        results = Results(
+            isolated(machine, timeout=60), shlex.join(["python", "-m", "benchmarks.load", *words]), args.by
+        )
         for case in args.cases:
             for recipe in args.recipes:
                 group = _measure(args, case, recipe, Path(folder), say)
@@ -86,7 +96,7 @@ def _measure(args: argparse.Namespace, case: str, recipe: str, folder: Path, say
                 group.differences[key] = check(url, questions, ours)
                 file = folder / "body.json"
                 file.write_bytes(bodies[0])
-                cells = [load(url, file, clients, args.seconds) for clients in args.clients]
+                cells = [LOADS[args.by](url, file, clients, args.seconds) for clients in args.clients]
                 if ours:
                     _beside_the_bare_call(group, path, case, url, file, args)
         except FailedError as error:
@@ -105,36 +115,11 @@ def _beside_the_bare_call(group: Group, path: Path, case: str, url: str, body: P
             group.how = worker.ask("how", timeout=args.patience)
             for _ in range(_ROUNDS):
                 bare = worker.ask("seconds", args.seconds / _ROUNDS / 2, timeout=args.patience)
-                if (single := load(url, body, 1, args.seconds / _ROUNDS).p50) is not None:
+                if (single := LOADS[args.by](url, body, 1, args.seconds / _ROUNDS).p50) is not None:
                     group.bare.append(1000 * bare)
                     group.single.append(single)
         except (RefusedError, FailedError) as error:
             group.reasons["ensembled"] = f"the bare call: {error}"
-
-
-def load(url: str, body: Path, clients: int, seconds: float) -> Cell:
-    """Ask a service by the project's own load tester, which is a process of its own.
-
-    Raises:
-        FailedError: the load tester could not ask.
-    """
-    settings: dict[str, Any] = {
-        "--body": body, "--concurrency": clients, "--duration": seconds, "--warmup": _WARM_UP, "--json": "-",
-        "--timeout": 60,
-    }  # fmt: skip
-    words = [str(word) for pair in settings.items() for word in pair]
-    done = subprocess.run(
-        [sys.executable, "-m", "app.cli", "loadtest", url, *words],
-        capture_output=True,
-        text=True,
-        timeout=seconds + 150,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise FailedError(f"the load tester ended with {done.returncode}: {done.stderr.strip()[-160:]}")
-    report = json.loads(done.stdout)
-    latency = report["latency_ms"]
-    return Cell(clients, report["throughput_rps"], latency["p50"], latency["p99"], report["requests"]["errors"])
 
 
 if __name__ == "__main__":

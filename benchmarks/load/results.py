@@ -72,8 +72,15 @@ class Group:
 
 @dataclasses.dataclass
 class Results:
+    """All groups.
+
+    Args:
+        by: who asked, by its key.
+    """
+
     machine: str
     command: str
+    by: str
     groups: list[Group] = dataclasses.field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
@@ -85,7 +92,7 @@ class Results:
                 dataclasses.asdict(group)
                 | {"ratios": {str(count): group.ratio(count) for count in clients}, "added_ms": group.added()}
             )
-        return {"schema": 1, "machine": self.machine, "command": self.command, "groups": groups}
+        return {"schema": 1, "machine": self.machine, "command": self.command, "by": self.by, "groups": groups}
 
 
 def table(group: Group) -> str:
@@ -125,8 +132,8 @@ def _figures(group: Group, cell: Cell, ours: bool) -> list[str]:
 def whole(results: Results) -> str:
     """All of it as Markdown."""
     about = (
-        "One row a request, JSON, a closed loop of clients on the same machine. Every service has the same members, "
-        "whose answers were checked before anything was timed, and ran alone."
+        f"One row a request, JSON, a closed loop of clients ({results.by}) on the same machine. Every service has the "
+        "same members, whose answers were checked before anything was timed, and ran alone."
     )
     parts = ["# Load", results.machine, f"`{results.command}`", about]
     return "\n\n".join([*parts, *(table(group) for group in results.groups)]) + "\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -14,7 +16,8 @@ import pytest
 import torch
 
 from benchmarks.load import __main__ as command
-from benchmarks.load import members, services
+from benchmarks.load import clients, members, services
+from benchmarks.load.clients import LOADS
 from benchmarks.load.questions import TOLERANCE, Bare, Questions, check, prepare
 from benchmarks.load.results import Cell, Group, Results, table, whole
 from benchmarks.load.services import OURS, SERVICES, FailedError, Service, running
@@ -185,27 +188,74 @@ def test_tables(group):
     assert "takes 5 ms (vmap); a single client's request takes 0.50 ms more" in text
     assert "Ray Serve, vmap, batching: ray not installed." in text
     assert "| 1,200" in text
-    results = Results("a machine", "a command", [group])
+    results = Results("a machine", "a command", "wrk", [group])
     assert "a machine" in whole(results)
+    assert "(wrk)" in whole(results)
     plain = json.loads(json.dumps(results.plain()))
     assert plain["groups"][0]["ratios"] == {"1": 3.0, "32": 2.5}
     assert plain["groups"][0]["added_ms"] == pytest.approx(0.5)
 
 
-def test_the_load_is_that_of_the_projects_load_tester(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_WARM_UP", 0)
-    body = tmp_path / "body"
-    body.write_bytes(BODIES[0])
-    cell = command.load(served(lambda row: says([[row[0]]])), body, 2, 0.3)
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+ways = pytest.mark.parametrize("way", [pytest.param("wrk", marks=needs_wrk), "loadtest"])
+
+
+@pytest.fixture
+def body(tmp_path):
+    path = tmp_path / "body"
+    path.write_bytes(BODIES[3])
+    return path
+
+
+@ways
+def test_clients_count_what_is_answered(served, body, monkeypatch, way):
+    monkeypatch.setattr(clients, "_WARM_UP", 0)
+    asked = []
+
+    def respond(row):
+        asked.append(row[0])
+        time.sleep(0.01)
+        return says([[row[0]]])
+
+    begun = time.perf_counter()
+    cell = LOADS[way](served(respond), body, 2, 0.3)
     assert cell.clients == 2
-    assert cell.throughput > 1
     assert cell.errors == 0
-    assert 0 < cell.p50 <= cell.p99
+    assert 10 < cell.p50 <= cell.p99
+    # Two clients that wait for 10 ms each.
+    assert 1 < cell.throughput < 200
+    assert cell.throughput <= len(asked) / 0.3
+    assert len(asked) < 200 * (time.perf_counter() - begun)
+    assert set(asked) == {3.0}
 
 
-def test_a_load_that_cannot_be_made_says_why(tmp_path):
-    with pytest.raises(FailedError, match=r"the load tester ended with 2: .*no-such-file"):
-        command.load("http://127.0.0.1:9/predict", tmp_path / "no-such-file", 1, 1)
+@ways
+def test_what_is_refused_is_no_answer(served, body, monkeypatch, way):
+    monkeypatch.setattr(clients, "_WARM_UP", 0)
+    cell = LOADS[way](served(lambda row: (429, b"{}")), body, 1, 0.2)
+    assert cell.throughput == 0
+    assert cell.errors > 0
+    assert cell.p50 is None
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        pytest.param("wrk", "(?s)wrk ended with 1: .*no-such-file.*onnect", marks=needs_wrk),
+        ("loadtest", "the load tester ended with 2: .*no-such-file"),
+    ],
+)
+def test_a_load_that_cannot_be_made_says_why(tmp_path, way, said):
+    with pytest.raises(FailedError, match=said):
+        LOADS[way]("http://127.0.0.1:9/predict", tmp_path / "no-such-file", 1, 1)
+
+
+def test_a_client_that_is_not_installed_is_not_taken(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert clients.available() == "loadtest"
+    with pytest.raises(SystemExit):
+        command.main(["--by", "wrk"])
+    assert "wrk is not installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--members", "0"], ["--services", "triton"], ["--cases", "gpt"]])
