@@ -1,61 +1,28 @@
-"""An ensemble as the service sees it: named arrays in, named arrays out, and how to describe both."""
+"""An ensemble as the service sees it: named arrays in, named arrays out."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 import ensemble
 from app.batching import Arrays, Call, Outcome, OutOfMemory, non_finite_rows
 from app.errors import BadRequest, Unavailable
-from app.planning import PLAIN, Planning, Progress, batch_sizes, make_plan
 from app.protocol import Question, TensorSpec
+from app.served.arrays import to_tensor
+from app.served.specs import OutputSpec
 from ensemble.data import checked_targets
 from ensemble.statistics.statistic import CONFIDENCE_LEVEL, LEVELS
-
-DATATYPES = {
-    torch.bool: "BOOL", torch.uint8: "UINT8", torch.uint16: "UINT16", torch.uint32: "UINT32", torch.uint64: "UINT64",
-    torch.int8: "INT8", torch.int16: "INT16", torch.int32: "INT32", torch.int64: "INT64",
-    torch.float32: "FP32", torch.float64: "FP64",
-    # JSON has no 16-bit numbers; a model in half precision takes float32 and rounds it itself.
-    torch.float16: "FP32", torch.bfloat16: "FP32",
-}  # fmt: skip
 
 # What searching for quantiles may cost: a member's distribution function, searched once, counts 1. In all of a request,
 # and in one row, since the rows of many requests may share a call.
 MOST_SEARCHED = 2**24
 MOST_SEARCHED_IN_A_ROW = 2**18
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """One statistic that a request may select.
-
-    Attributes:
-        name: as it is asked for.
-        datatype: of the protocol.
-        shape: -1 first for the batch.
-        description, unit: what it is, for people.
-        default: sent when nothing is selected.
-        uses: the parameters that it depends on, and "target" if it is about one.
-        keeps_members: whether every member's output of a row is needed at once.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    description: str
-    unit: str
-    default: bool
-    uses: tuple[str, ...] = ()
-    keeps_members: bool = False
 
 
 @dataclass(eq=False)
@@ -259,108 +226,3 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether there was not enough memory for what was tried."""
     # On the CPU PyTorch has no class of its own for it.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def wrap(name: str, version: str, made: ensemble.Ensemble, max_batch: int) -> Served:
-    """An ensemble that is loaded already, neither measured nor checked."""
-    inputs = _input_specs(made)
-    return Served(
-        name,
-        version,
-        made,
-        max_batch,
-        inputs,
-        _output_specs(made),
-        _target_specs(made, {spec.name for spec in inputs}),
-        made.unavailable_statistics(),
-    )
-
-
-def load(
-    name: str,
-    version: str,
-    path: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    max_batch: int,
-    progress: Progress,
-    planning: Planning = PLAIN,
-) -> Served:
-    """Load a saved ensemble, measure the ways of running it, and check each against the loop over members.
-
-    Raises:
-        ensemble.EnsembledError: it cannot be loaded or gives wrong answers; the text says why.
-    """
-    made = ensemble.load(
-        path,
-        device=device,
-        dtype=dtype,
-        progress=lambda done, total: progress("drawing members", done / total),
-    )
-    served = wrap(name, version, made, max_batch)
-    sizes = batch_sizes(max_batch)
-    complete = make_plan(made, planning, sizes, progress)
-    assert made.plan is not None
-    progress("checking against the loop over members", 0.0)
-    error = made.check(made.example(made.plan.ways[0].rows))
-    for way in made.plan.ways[1:]:
-        error = max(error, made.check(made.example(way.rows)))
-    # Rounded before it is answered, so that whoever copies it from the documentation gets that answer.
-    rows = [few_digits(to_array(tensor)) for tensor in made.example(1)]
-    example = dict(zip((s.name for s in served.inputs), rows, strict=True))
-    return replace(
-        served,
-        # A batch that no way was found for in time brings nothing: it would only hold up others.
-        max_batch=min(max_batch, made.plan.ways[-1].rows),
-        error=error,
-        plan_sizes=tuple(sizes),
-        plan_complete=complete,
-        weights=[asdict(row) for row in ensemble.compatibility(made)],
-        example_inputs=example,
-        example_outputs=served.infer(example, served.defaults),
-    )
-
-
-def _input_specs(made: ensemble.Ensemble) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(spec.name, DATATYPES[spec.dtype], spec.shape) for spec in made.program.inputs)
-
-
-def _output_specs(made: ensemble.Ensemble) -> dict[str, OutputSpec]:
-    return {
-        name: OutputSpec(
-            name, DATATYPES[s.dtype], (-1, *shape), s.description, s.unit, s.default, s.uses, s.keeps_members
-        )
-        for name, (s, shape) in made.described_statistics().items()
-    }
-
-
-def _target_specs(made: ensemble.Ensemble, taken: Collection[str]) -> dict[str, TensorSpec]:
-    found = {}
-    for output, (head, shape) in made.outputs.targets().items():
-        # "target", or "policy.target" of several outputs; another name where the model has an input of this one.
-        name = f"{output.removesuffix('log_prob')}target"
-        name = f"{output}.target" if name in taken else name
-        dtype = torch.int64 if made.task == "classification" else made.program.outputs[head.outputs[0]].dtype
-        found[output] = TensorSpec(name, DATATYPES[dtype], (-1, *shape))
-    return found
-
-
-def few_digits(array: NDArray[Any]) -> NDArray[Any]:
-    """Numbers with as many digits as a person needs in an example; of the same dtype."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return array
-    return np.array([float(f"{value:.4g}") for value in array.ravel()], dtype=array.dtype).reshape(array.shape)
-
-
-def to_tensor(array: NDArray[Any]) -> Tensor:
-    """An array of the protocol as a tensor."""
-    # Arrays that came as bytes are read-only and may be unaligned, which PyTorch must not be given.
-    return torch.from_numpy(np.require(array, requirements=["A", "W", "C", "E"]))
-
-
-def to_array(tensor: Tensor) -> NDArray[Any]:
-    """A tensor as an array of the protocol."""
-    half = tensor.dtype in (torch.bfloat16, torch.float16)
-    array: NDArray[Any] = (tensor.float() if half else tensor).cpu().numpy()
-    return array
