@@ -156,13 +156,14 @@ class Perturbation(Recipe):
         return None
 
 
-def as_patterns(patterns: str | Sequence[str], setting: str) -> tuple[str, ...]:
+def as_patterns(patterns: str | Iterable[str], setting: str) -> tuple[str, ...]:
     """One pattern or several, as a tuple.
 
     Raises:
         RecipeError: something that is not text.
     """
-    found = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    alone = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    found: tuple[Any, ...] = (patterns,) if alone else tuple(patterns)
     if not all(isinstance(pattern, str) and pattern for pattern in found):
         raise RecipeError(f"{setting} must be name patterns such as 'fc*.weight', however: {patterns!r}.")
     return found

@@ -84,7 +84,7 @@ def test_a_scale_that_is_none_is_refused(scale):
         Gaussian(scale=scale)
 
 
-@pytest.mark.parametrize("patterns", ["", [""], [1], [None], [["a"]]])
+@pytest.mark.parametrize("patterns", ["", [""], [1], [None], [["a"]], 3, None])
 def test_patterns_that_are_no_text_are_refused(patterns):
     with pytest.raises(RecipeError, match="must be name patterns"):
         Gaussian(0.1, include=patterns)
