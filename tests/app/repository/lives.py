@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 import ensemble
+from app.engine import Engine
+from app.repository import Repository
 
 WIDE = 3
 
@@ -55,3 +58,45 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).mkdir(parents=True)
         (root / name / "manifest.json").write_text("{}")
+
+
+def exchange_into(root, name, new):
+    """Put a copy of a saved ensemble under a name, whether something is there or not."""
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    exchange(root / name, new)
+
+
+def make(root, **rest) -> Repository:
+    """A repository with an engine of its own."""
+    return Repository(root, Engine(1), device=torch.device("cpu"), max_batch=1, **rest)
+
+
+def live(root, life, **settings):
+    """Run the life of a repository, whose first models are loaded."""
+
+    async def main():
+        repository = make(root, **settings)
+        await repository.load_all()
+        # The thread lets go of one call before the next.
+        await repository._loader._engine.run(lambda: None)
+        try:
+            return await life(repository)
+        finally:
+            repository.stop()
+            repository._loader._engine.close()
+
+    return asyncio.run(main())
+
+
+def seeds(repository) -> dict[str, int]:
+    """What is served: {name/version: seed}."""
+    return {
+        f"{e.name}/{e.version}": e.model.ensemble.origin.seed
+        for e in repository.entries.values()
+        if e.model is not None
+    }
+
+
+def states(repository) -> dict[str, tuple[str, str]]:
+    """Of every version its state and the reason: {name/version: (state, reason)}."""
+    return {f"{e.name}/{e.version}": (e.state, e.reason) for e in repository.entries.values()}
