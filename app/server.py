@@ -36,7 +36,7 @@ from app.openapi import document
 from app.routes import metrics, v1, v1_adapt, v2, v2_configuration, v2_repository, v2_statistics
 from app.routes.common import json_response
 from app.service import Service
-from app.settings import Settings
+from app.settings import PortName, Settings
 from app.version import VERSION
 
 log = logging.getLogger("app.server")
@@ -46,7 +46,7 @@ log = logging.getLogger("app.server")
 class Port:
     """What is served beside the models on a port of its own."""
 
-    name: str
+    name: PortName
     host: str
     number: int
     app: FastAPI
@@ -99,9 +99,10 @@ def create_app(settings: Settings) -> FastAPI:
         return RedirectResponse("/docs")
 
     held = Held(settings.max_bodies)
-    _complete(app, service, keys, traces, held, [*_inferring(v1.router), *_inferring(v2.router)])
+    names = settings.host_names("models")
+    _complete(app, service, keys, traces, held, names, [*_inferring(v1.router), *_inferring(v2.router)])
     app.state.ports = []
-    for name, router, wanted, host, number in _beside_the_models(settings):
+    for name, router, wanted, number in _beside_the_models(settings):
         if not wanted:
             continue
         if number is None:
@@ -110,8 +111,8 @@ def create_app(settings: Settings) -> FastAPI:
             # Nothing but what it is for, so no documentation either.
             other = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
             other.include_router(router)
-            _complete(other, service, keys, traces, held)
-            app.state.ports.append(Port(name, host or settings.host, number, other))
+            _complete(other, service, keys, traces, held, settings.host_names(name))
+            app.state.ports.append(Port(name, settings.addresses[name], number, other))
     # FastAPI's own way to describe an application otherwise.
     app.openapi = lambda: document(app, service.repository)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -123,11 +124,11 @@ def _inferring(router: APIRouter) -> Iterator[APIRoute]:
             yield route
 
 
-def _beside_the_models(settings: Settings) -> Iterator[tuple[str, APIRouter, bool, str | None, int | None]]:
-    """Of each: its name, what it serves, whether it is wanted, and where; no port is that of the models."""
+def _beside_the_models(settings: Settings) -> Iterator[tuple[PortName, APIRouter, bool, int | None]]:
+    """Of each: its name, what it serves, whether it is wanted, and its port; None is that of the models."""
     # It says itself that it is switched off, and how that is changed.
-    yield "management", v2_repository.management, True, settings.management_host, settings.management_port
-    yield "metrics", metrics.router, settings.metrics, settings.metrics_host, settings.metrics_port
+    yield "management", v2_repository.management, True, settings.management_port
+    yield "metrics", metrics.router, settings.metrics, settings.metrics_port
 
 
 def _complete(
@@ -136,9 +137,15 @@ def _complete(
     keys: Keys,
     traces: tracing.Tracing | None,
     held: Held,
+    names: Sequence[str] | None,
     direct: Sequence[APIRoute] = (),
 ) -> None:
-    """What every port has in common: how errors are answered, and what a request passes on its way."""
+    """What every port has in common: how errors are answered, and what a request passes on its way.
+
+    Args:
+        names: beside this machine's own that requests on it may come under; None for any.
+        direct: routes of it that take the shortest way.
+    """
     app.state.service = service
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -150,7 +157,7 @@ def _complete(
     limits = service.settings
     app.add_middleware(BodyLimit, limit=limits.max_body, seconds=limits.body_timeout, held=held)
     app.add_middleware(Authentication, keys=keys)
-    app.add_middleware(Hosts, allowed=service.settings.host_names)
+    app.add_middleware(Hosts, allowed=names)
     app.add_middleware(Observation, metrics=service.metrics, tracing=traces)
 
 

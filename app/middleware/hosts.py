@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import Misdirected
 from app.middleware.answer import send_error
-from app.settings import is_loopback
+from app.settings import is_own_name
 
 
 class Hosts:
@@ -38,7 +38,7 @@ class Hosts:
     def _is_allowed(self, value: str) -> bool:
         assert self.allowed is not None
         host = _without_port(value.lower())
-        if is_loopback(host) or host.endswith(".localhost") or host in self.allowed:
+        if is_own_name(host) or host in self.allowed:
             return True
         labels = host.split(".")
         return any("*." + ".".join(labels[start:]) in self.allowed for start in range(1, len(labels)))

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 
 from app import versions
 from app.keys import check_strength
-from app.settings.loopback import is_loopback
+from app.settings.loopback import is_loopback, is_own_name
 
 DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?|auto")
+PortName = Literal["models", "management", "metrics"]
 # Seconds; a look at the directory takes some milliseconds.
 _LEAST_POLL = 0.1
 
@@ -35,8 +36,8 @@ class Settings(BaseModel):
     )
     allowed_hosts: str | None = Field(
         None, description="names that requests may come under (their Host header), joined by commas, such as "
-        "models.example.com,*.internal; by default any where a key is set or others can reach the service, else "
-        "those of this machine",
+        "models.example.com,*.internal; by default any where a key is set or others can reach the port, else those "
+        "of this machine",
     )  # fmt: skip
     api_key: SecretStr | None = Field(
         None, description="key that every request but health needs; `ensembled key` makes one"
@@ -214,22 +215,34 @@ class Settings(BaseModel):
         return self.api_key is not None or self.api_keys_file is not None
 
     @property
-    def listens_on(self) -> frozenset[str]:
-        """Every address that it listens on."""
-        hosts = {self.host}
+    def addresses(self) -> dict[PortName, str]:
+        """What it listens on: the address of the models' port, and of each other port that there is."""
+        found: dict[PortName, str] = {"models": self.host}
         if self.management_port is not None:
-            hosts.add(self.management_host or self.host)
+            found["management"] = self.management_host or self.host
         if self.metrics and self.metrics_port is not None:
-            hosts.add(self.metrics_host or self.host)
-        return frozenset(hosts)
+            found["metrics"] = self.metrics_host or self.host
+        return found
 
     @property
-    def host_names(self) -> tuple[str, ...] | None:
-        """Names beside this machine's own that requests may come under; None for any."""
+    def named_hosts(self) -> tuple[str, ...]:
+        """What the setting ``allowed_hosts`` names."""
+        return tuple(name for given in (self.allowed_hosts or "").split(",") if (name := given.strip()))
+
+    def host_names(self, port: PortName) -> tuple[str, ...] | None:
+        """Names beside this machine's own that requests on a port may come under; None for any.
+
+        Raises:
+            KeyError: there is no such port.
+        """
+        is_local = is_loopback(self.addresses[port])
+        if port == "management" and is_local and not self.has_key:
+            # What stands in front of the models must not reach it by the models' names.
+            return ()
         if self.allowed_hosts is not None:
-            return tuple(name.strip() for name in self.allowed_hosts.split(",") if name.strip())
+            return self.named_hosts
         # A page in a browser cannot know a key, and beyond this machine names are for what stands in front.
-        return None if self.has_key or not all(map(is_loopback, self.listens_on)) else ()
+        return None if self.has_key or not is_local else ()
 
     @model_validator(mode="after")
     def _room_for_one_body(self) -> Settings:
@@ -242,7 +255,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _public_only_on_purpose(self) -> Settings:
-        public = sorted(host for host in self.listens_on if not is_loopback(host))
+        public = sorted(host for host in self.addresses.values() if not is_loopback(host))
         if public and not self.has_key and not self.allow_public:
             raise ValueError(
                 f"host {public[0]!r} can be reached from other machines and no key guards the service; set "
@@ -253,11 +266,20 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _management_behind_a_key(self) -> Settings:
-        host = (self.management_host or self.host) if self.management_port is not None else self.host
-        if self.management and not self.has_key and not is_loopback(host):
+        if not self.management or self.has_key:
+            return self
+        own_port = "put management on a port of its own (--management-port)"
+        host = self.addresses.get("management", self.host)
+        if not is_loopback(host):
             raise ValueError(
-                f"management on host {host!r} needs a key, --allow-public or not: set ENSEMBLED_API_KEY, or give "
-                "management a port of its own (--management-port) on --management-host 127.0.0.1"
+                f"management on host {host!r} needs a key, --allow-public or not: set ENSEMBLED_API_KEY, or {own_port} "
+                "on --management-host 127.0.0.1"
+            )
+        others = [name for name in self.named_hosts if not is_own_name(name.lower())]
+        if others and "management" not in self.addresses:
+            raise ValueError(
+                f"management needs a key where others ask under the name {others[0]!r} (allowed-hosts): set "
+                f"ENSEMBLED_API_KEY, or {own_port}"
             )
         return self
 

@@ -242,6 +242,24 @@ def test_management_that_others_reach_needs_a_key_whatever_is_in_front_of_it():
     assert load({"management": "1"}).management
 
 
+@pytest.mark.parametrize("names", ["models.example.com", "localhost, *.internal", "Models.LOCALHOST.example"])
+def test_management_needs_a_key_where_others_ask_on_its_port(names):
+    behind = {"management": "1", "allowed_hosts": names}
+    with pytest.raises(SettingsError, match=r"^management needs a key where others ask under the name '\S+'") as no:
+        load(behind)
+    assert "--management-port" in str(no.value)
+    with pytest.raises(SettingsError, match=r"^management needs a key"):
+        load({**behind, "metrics_port": "1"})
+    assert load({**behind, "api_key": "a" + LONG}).management
+    assert load({**behind, "management_port": "1"}).host_names("management") == ()
+    with pytest.raises(SettingsError, match=r"management on host '0\.0\.0\.0' needs a key"):
+        load({**behind, "management_port": "1", "management_host": "0.0.0.0", "allow_public": "1"})
+
+
+def test_names_of_this_machine_alone_let_nobody_else_manage():
+    assert load({"management": "1", "allowed_hosts": "App.localhost, 127.0.0.2, ::1, *.localhost, "}).management
+
+
 def test_ports_that_are_fixed_differ():
     with pytest.raises(SettingsError, match=r"^port, metrics-port must differ, however: 7, 7$"):
         load({"port": "7", "metrics_port": "7"})
