@@ -39,7 +39,7 @@ class Limits:
     """What the connections of one port may do.
 
     Attributes:
-        connections: open at a time.
+        connections: open at a time; those with an answer that is not taken yet are among them.
         head_seconds: from a connection's or request's first byte to the end of its head.
         answer_seconds: for a client to take what it was answered.
         refused: told the reason whenever a client is refused or cut off.
@@ -111,18 +111,24 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> bool:
-        """Close the oldest connection of which nothing was accepted: an idle one, else one in the middle of a head."""
-        others = [c for c in self.admitted if c._in_head and (c.cycle is None or c.cycle.response_complete)]
+        """End the oldest connection of which nothing was accepted: an idle one, else one in the middle of a head."""
+        others = [c for c in self.admitted if c._can_make_room()]
         if not others:
             return False
         other = next((c for c in others if not c._begun), others[0])
         del self.admitted[other]
         if other._begun:
             other._refuse(self._full())
-        else:
-            other.transport.close()
-            other._end_within(self.limits.answer_seconds)
+        other.transport.close()
+        # It does not count any more, so it may not linger: not for what it has not taken, nor for why it was refused.
+        other._end_within(0)
         return True
+
+    def _can_make_room(self) -> bool:
+        if not self._in_head or (self.cycle is not None and not self.cycle.response_complete):
+            return False
+        # An answer that its client has not taken yet fills memory, and would be lost.
+        return self.transport.get_write_buffer_size() == 0
 
     def _full(self) -> _Refusal:
         text = f"{self.limits.connections} connections are open, which is the most; come back later"

@@ -1,12 +1,11 @@
-"""What a connection does where no client attacks it; the attacks are in the folder security."""
+"""What a connection does, looked at from inside; attacks on a service as it is run are in the folder security."""
 
 from __future__ import annotations
 
 import asyncio
 
-import uvicorn
-
-from app.connection import Limits, connections_within
+from app.connection import Limits
+from tests.app.listening import listening
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
@@ -22,27 +21,55 @@ def test_answers_say_that_the_connection_ends_once_the_service_is_about_to():
 
     async def main() -> None:
         nonlocal ending
-        limits = Limits(ending=lambda: ending)
-        config = uvicorn.Config(
-            answers, port=0, lifespan="off", log_config=None, http=connections_within(limits), ws="none"
-        )
-        server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
-        writer.write(REQUEST)
-        before = await reader.readuntil(b"ok")
-        ending = True
-        writer.write(REQUEST)
-        # To the end of the connection.
-        after = await reader.read()
-        writer.close()
-        server.should_exit = True
-        await running
+        async with listening(answers, Limits(ending=lambda: ending)) as server:
+            reader, writer = await server.connect()
+            writer.write(REQUEST)
+            before = await reader.readuntil(b"ok")
+            ending = True
+            writer.write(REQUEST)
+            # To the end of the connection.
+            after = await reader.read()
+            writer.close()
         assert b"connection: close" not in before
         assert after.startswith(b"HTTP/1.1 200 OK")
         assert b"connection: close" in after
         assert after.endswith(b"ok")
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_those_that_are_refused_already_count_until_they_are_gone():
+    """They have some time to read why; whoever comes meanwhile takes the place of one that is cut off for it."""
+
+    async def main() -> None:
+        async with listening(answers, Limits(connections=3)) as server:
+            refused, most = [], 0
+            for _ in range(9):
+                reader, writer = await server.connect()
+                refused.append(writer)
+                writer.write(b"GARBAGE\r\n\r\n")
+                assert (await reader.readline()).startswith(b"HTTP/1.1 400")
+                most = max(most, server.open)
+            assert most == 3
+            for writer in refused:
+                writer.close()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_an_idle_connection_that_has_its_answer_makes_room():
+    async def main() -> None:
+        async with listening(answers, Limits(connections=3)) as server:
+            idle = []
+            for _ in range(9):
+                reader, writer = await server.connect()
+                idle.append((reader, writer))
+                writer.write(REQUEST)
+                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                assert server.open <= 3
+            # The oldest went first.
+            assert [reader.at_eof() or await reader.read() == b"" for reader, _ in idle[:6]] == [True] * 6
+            for _, writer in idle:
+                writer.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -11,7 +12,8 @@ import time
 import httpx
 import pytest
 
-from app.connection import MAX_HEAD, MAX_PIPELINED
+from app.connection import MAX_HEAD, MAX_PIPELINED, Limits
+from tests.app.listening import listening
 from tests.app.security.conftest import ANSWER, BODY, CONNECTIONS, HEAD
 from tests.app.support import PATIENCE, metric, read_answer, rows_of, until, v2_body
 
@@ -175,6 +177,44 @@ def test_connections_have_a_number_and_idle_ones_make_room(fortress):
             assert headers["retry-after"] == "1"
             assert json.loads(body)["error"].startswith(f"{CONNECTIONS} connections are open, which is the most")
     until(fortress.is_well, "it has room again")
+
+
+def test_answers_that_nobody_reads_keep_their_connections_counted():
+    """9: each is asked for at little cost and held for as long as a client may take; they are no more than others."""
+    large = b"x" * 2**24
+    most, refusals = 4, []
+
+    async def answers(scope, receive, send):
+        length = str(len(large)).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": large})
+
+    async def main():
+        async with listening(answers, Limits(connections=most, answer_seconds=PATIENCE, refused=refusals.append)) as at:
+            held = [await at.connect() for _ in range(most)]
+            for reader, writer in held:
+                writer.write(LIVE)
+                # It is being answered, and the client takes no more than the beginning.
+                assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            for _ in range(2 * most):
+                reader, writer = await at.connect()
+                writer.write(LIVE)
+                assert await reader.readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+                assert at.open <= most + 1
+                writer.close()
+            assert refusals == ["connections"] * 2 * most
+            # Nobody was cut off for them, and who takes an answer after all makes room.
+            reader, writer = held.pop()
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(large)) == large
+            last, other = await at.connect()
+            other.write(LIVE)
+            assert await last.readline() == b"HTTP/1.1 200 OK\r\n"
+            assert at.open == most
+            for connected in (writer, other, *(each for _, each in held)):
+                connected.transport.abort()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
 
 
 def test_many_slow_clients_leave_room_for_one_that_is_not(fortress):
