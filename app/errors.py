@@ -2,8 +2,9 @@
 
 The HTTP answer follows from the class alone, so there is no table that maps errors to answers: whoever finds
 a fault raises the class that names it, and one handler turns any `ServiceError` into `status`, `headers` and
-`body()`. `code` is a short fixed word for metrics. A message is public: it says what was wrong and what would
-be right, and never holds a path, a stack trace or the text of another exception.
+`body()`. `reason` is the word under which the metrics count it as refused (:data:`app.metrics.REASONS`): None where
+that is no refusal, or where whoever raises it has told the metrics itself. A message is public: it says what was wrong
+and what would be right, and never holds a path, a stack trace or the text of another exception.
 
     ServiceError
       BadRequest 400            Unauthorized 401          Forbidden 403
@@ -46,7 +47,7 @@ class ServiceError(Exception):
     """Base of every error that has an HTTP answer; raise one of its subclasses."""
 
     status: ClassVar[int] = 500
-    code: ClassVar[str] = "service_error"
+    reason: str | None = None
 
     def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -62,14 +63,13 @@ class BadRequest(ServiceError):
     """The request itself is wrong: sending it again unchanged cannot help."""
 
     status = 400
-    code = "bad_request"
 
 
 class Unauthorized(ServiceError):
     """There is no key, or one that opens nothing."""
 
     status = 401
-    code = "unauthorized"
+    reason = "unauthorized"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, headers={"WWW-Authenticate": 'Bearer realm="ensembled"'})
@@ -79,28 +79,25 @@ class Forbidden(ServiceError):
     """Whoever asks may not, whatever the request says."""
 
     status = 403
-    code = "forbidden"
+    reason = "forbidden"
 
 
 class NotFound(ServiceError):
     """No such path, model or version."""
 
     status = 404
-    code = "not_found"
 
 
 class Gone(ServiceError):
     """What was there under this name has ended."""
 
     status = 410
-    code = "gone"
 
 
 class MethodNotAllowed(ServiceError):
     """The path exists, but not with this method; `allow` lists those that it has."""
 
     status = 405
-    code = "method_not_allowed"
 
     def __init__(self, message: str, *, allow: Iterable[str] = ()) -> None:
         methods = ", ".join(allow)
@@ -111,37 +108,36 @@ class RequestTimeout(ServiceError):
     """The body did not arrive in time."""
 
     status = 408
-    code = "request_timeout"
+    reason = "too_slow"
 
 
 class PayloadTooLarge(ServiceError):
     """The body, as sent or once inflated, is over the cap."""
 
     status = 413
-    code = "payload_too_large"
+    reason = "too_large"
 
 
 class UnsupportedMediaType(ServiceError):
     """The content type or content encoding is not one that the path reads."""
 
     status = 415
-    code = "unsupported_media_type"
 
 
 class Misdirected(ServiceError):
     """The request is for a host that this service is not."""
 
     status = 421
-    code = "misdirected"
+    reason = "misdirected"
 
 
 class TooManyRequests(ServiceError):
     """The service is at its limit; the same request may succeed after `retry_after` seconds."""
 
     status = 429
-    code = "too_many_requests"
 
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+    def __init__(self, message: str, *, reason: str | None = None, retry_after: float = 1.0) -> None:
+        self.reason = reason
         # The header holds whole seconds; zero would invite an immediate retry.
         seconds = max(1, math.ceil(min(retry_after, _LONGEST_WAIT)))
         super().__init__(message, headers={"Retry-After": str(seconds)})
@@ -151,14 +147,12 @@ class ClientGone(ServiceError):
     """Nobody waits for the answer any more. The status, which no client sees, is the one that proxies log."""
 
     status = 499
-    code = "client_gone"
 
 
 class InternalError(ServiceError):
     """A fault of the service. Its text is fixed: the log, not the client, is told what happened."""
 
     status = 500
-    code = "internal_error"
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"internal error; the server's log explains it under request id {request_id}")
@@ -169,11 +163,9 @@ class Unavailable(ServiceError):
     """The model or the service cannot answer now: loading, unloading or shutting down."""
 
     status = 503
-    code = "unavailable"
 
 
 class DeadlineExceeded(ServiceError):
     """The time that the request gave, or that the service gives, passed before there was an answer."""
 
     status = 504
-    code = "deadline_exceeded"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -23,8 +24,8 @@ _SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 _COUNTS = tuple(1 << power for power in range(13))
 _VERSION = ("model", "version")
 
-# Why requests are refused. The batcher tells the first four, connections the last six; the others follow from the
-# status of the answer.
+# Why requests are refused. The batcher tells the first four, connections the last six. Of the others the error that
+# answers the request names its own, but for one that finds no model to ask.
 REASONS = {
     "queue_full": "too many rows waited",
     "deadline": "its time had passed before it was computed",
@@ -32,10 +33,13 @@ REASONS = {
     "draining": "the service was shutting down",
     "not_ready": "the model was not loaded",
     "stuck": "a call did not end",
+    "bodies_full": "the bodies of all requests together were over the limit",
+    "adapted_full": "too many adapted models were kept",
     "too_large": "the body was over the limit",
     "too_slow": "the body did not arrive in time",
     "unauthorized": "there was no key, or a wrong one",
     "forbidden": "whoever asked may not",
+    "misdirected": "it was for another host",
     "bad_http": "it was no request in HTTP/1.1",
     "head_too_large": "its line and headers were over the limit",
     "head_timeout": "its line and headers did not arrive in time",
@@ -43,8 +47,7 @@ REASONS = {
     "connections": "too many connections were open",
     "slow_reader": "the client did not take its answer in time",
 }
-_REASON_OF_STATUS = {401: "unauthorized", 403: "forbidden", 408: "too_slow", 413: "too_large"}
-_INFERENCES = ("/infer", "/predict")
+_INFERENCES = ("/infer", "/predict", "/adapt")
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ class Metrics:
             "requests", "Requests answered, by route, model and status (499: the client had gone).",
             ("route", "model", "status"),
         )  # fmt: skip
+        # Without labels, since Prometheus sees a series grow only from its second value on, and the first failure is to
+        # be seen, whatever was asked.
+        self._internal_errors = Counter(
+            "ensembled_internal_errors", "Requests answered 500, a fault of the service.", registry=self._registry
+        )
         self._request_seconds = histogram(
             "request_seconds", "Time from a request's head to the end of its answer.", ("route", "model")
         )
@@ -199,7 +207,8 @@ class Metrics:
             route: the pattern of its path.
             status: of the answer, 0 if there was none.
             state: what the route noted: ``model`` and ``version``; of an inference that was handed to the batcher
-                ``asked_at``; and once it was answered ``answer``, ``decoded`` and ``encoded`` (seconds).
+                ``asked_at``; once it was answered ``answer``, ``decoded`` and ``encoded`` (seconds); and of one that
+                was refused the error's reason as ``refused``.
         """
         self._in_progress -= 1
         model = state.get("model", "")
@@ -210,18 +219,18 @@ class Metrics:
         timed = self._asked.get((route, model))
         if timed is None:
             timed = self._asked[route, model] = self._request_seconds.labels(route, model)
-            # Prometheus sees a series grow only from its second value on, and the first failure is to be seen.
-            self._answered.setdefault((route, model, 500), self._requests.labels(route, model, "500"))
         timed.observe(seconds)
-        if (reason := _REASON_OF_STATUS.get(status)) is not None:
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._internal_errors.inc()
+        if (reason := state.get("refused")) is not None:
             self._rejected.labels(reason).inc()
         if not route.endswith(_INFERENCES):
             return
-        if status == 503 and "asked_at" not in state:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and "asked_at" not in state:
             self._rejected.labels("draining" if self._draining() else "not_ready").inc()
         if model:
             parts = None
-            if status == 200 and (answer := state.get("answer")) is not None:
+            if status == HTTPStatus.OK and (answer := state.get("answer")) is not None:
                 if answer.non_finite_rows:
                     self._non_finite.labels(model, state["version"]).inc(len(answer.non_finite_rows))
                 parts = Parts(answer.queued, state["decoded"], answer.computed, state["encoded"])

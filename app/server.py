@@ -161,9 +161,9 @@ def _complete(
     app.add_middleware(Observation, metrics=service.metrics, tracing=traces)
 
 
-async def _answer_service_error(_: Request, error: Exception) -> Response:
+async def _answer_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return error_response(error)
+    return error_response(request.scope, error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
@@ -172,11 +172,11 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     match error.status_code:
         case 404:
             hint = "; GET /docs lists what there is" if request.app.openapi_url else " on this port"
-            return error_response(NotFound(f"there is no such path{hint}"))
+            return error_response(request.scope, NotFound(f"there is no such path{hint}"))
         case 405:
             allowed = (error.headers or {}).get("Allow", "")
             text = f"{request.method} is not allowed here" + (f"; use {allowed}" if allowed else "")
-            return error_response(MethodNotAllowed(text, allow=[allowed] if allowed else []))
+            return error_response(request.scope, MethodNotAllowed(text, allow=[allowed] if allowed else []))
         case _:
             # The framework's own, whose text is the status in words.
             return json_response({"error": str(error.detail).lower()}, error.status_code, error.headers)

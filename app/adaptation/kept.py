@@ -94,6 +94,7 @@ class Store(Generic[T]):
             raise TooManyRequests(
                 f"{len(self)} adapted models of {human(self.used)} are kept, of {self.most} and {human(self.nbytes)} "
                 "at most; delete one that is not needed any more, or try again later",
+                reason="adapted_full",
                 retry_after=self._soonest(),
             )
         self._coming[0] += 1

@@ -29,7 +29,8 @@ class Held:
             TooManyRequests: there is no room for them.
         """
         if self.bytes + count > self.limit:
-            raise TooManyRequests(f"the requests under way hold {self.limit} bytes, the limit; try again later")
+            text = f"the requests under way hold {self.limit} bytes, the limit; try again later"
+            raise TooManyRequests(text, reason="bodies_full")
         self.bytes += count
 
     def remove(self, count: int) -> None:

@@ -76,11 +76,11 @@ def test_what_the_batcher_refuses_is_counted_by_its_reason(reason):
 @pytest.mark.parametrize(
     ("status", "route", "state", "reason"),
     [
-        (401, "other", {}, "unauthorized"),
-        (403, "/v2/repository/models/{name}/load", {}, "forbidden"),
-        (408, "other", {}, "too_slow"),
-        (413, "other", {}, "too_large"),
+        (401, "other", {"refused": "unauthorized"}, "unauthorized"),
+        (429, "/predict", {"refused": "bodies_full"}, "bodies_full"),
+        (429, "/v1/models/{name}/adapt", {"asked_at": 1, "refused": "adapted_full"}, "adapted_full"),
         (503, "/predict", {}, "not_ready"),
+        (503, "/v1/models/{name}/adapt", {}, "not_ready"),
         # These the batcher has counted.
         (503, "/predict", {"asked_at": 1}, None),
         (429, "/predict", {"asked_at": 1}, None),
@@ -151,11 +151,15 @@ def test_the_parts_of_an_answer_go_into_the_protocols_statistics():
     assert times == [62_500_000, 250_000_000, 125_000_000, 500_000_000]
 
 
-def test_the_first_failure_can_be_seen_since_its_series_is_there_before():
+@pytest.mark.parametrize("state", [{}, {"model": "m", "version": "1"}])
+def test_the_first_failure_is_seen_to_come_whatever_was_asked(state):
     metrics = Metrics()
-    metrics.request_begun()
-    metrics.request_done("/predict", 200, 0.25, {"model": "m", "version": "1"})
-    assert 'ensembled_requests_total{model="m",route="/predict",status="500"} 0.0' in page_of(metrics)
+    # What rate() compares the first failure with, at the scrape before it.
+    assert "ensembled_internal_errors_total 0.0" in page_of(metrics)
+    for status in (500, 200, 503, 0):
+        metrics.request_begun()
+        metrics.request_done("/predict", status, 0.25, state)
+    assert metric(page_of(metrics), "ensembled_internal_errors_total") == 1
 
 
 def test_series_of_what_is_not_loaded_any_more_disappear():
@@ -300,7 +304,7 @@ def test_counts_are_right_after_known_requests_and_labels_are_the_services_own(m
         assert metric(page, "ensembled_queue_seconds_count", model="house") == 3
         assert metric(page, "ensembled_compute_seconds_count", model="house") == 3
         assert metric(page, "ensembled_queued_rows") == 0
-        assert metric(page, "ensembled_rejected_total") == 0
+        assert metric(page, "ensembled_rejected_total") == metric(page, "ensembled_internal_errors_total") == 0
         assert metric(page, "ensembled_ready") == 1
         for model, version in (("classes", "2"), ("house", "1"), ("pair", "1"), ("weather", "1")):
             assert metric(page, "ensembled_model_ready", model=model, version=version) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import DeviceMemory, Metrics
+from app.metrics import REASONS, DeviceMemory, Metrics
 from app.settings import PREFIX, Settings
 from tests.app.support import ROOT, plain_body, rows_of
 
@@ -81,6 +81,13 @@ def test_reasons_and_routes_that_are_asked_for_exist(exported, service):
             assert set(wanted.split("|")) <= reasons, place
         for pattern in re.findall(r'route=~"([^"]+)"', expression):
             assert any(re.fullmatch(pattern, route) for route in routes), place
+
+
+def test_the_alarm_at_any_500_sees_the_first_one():
+    """rate() needs a value from before it, so the series has to be there from the start."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "EnsembledInternalErrors"]
+    series = re.search(r"rate\((.*)\[\w+\]\) > 0", rule["expr"])[1]
+    assert f"\n{series} 0.0\n" in Metrics().text().decode()
 
 
 def test_every_panel_has_a_unit_a_text_and_a_place_of_its_own():
@@ -167,3 +174,8 @@ def test_the_operators_page_names_metrics_and_settings_that_exist(exported):
         assert name in exported or any(series.startswith(f"{name}_") for series in exported), name
     for flag in re.findall(r"`--([a-z-]+)", page):
         assert flag.removeprefix("no-").replace("-", "_") in Settings.model_fields, flag
+
+
+def test_the_operators_page_lists_every_reason_for_which_a_request_is_refused():
+    listed = OPERATIONS.read_text().split("\nReasons: ")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z_]+)`", listed)) == REASONS.keys()
