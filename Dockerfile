@@ -9,9 +9,11 @@
 # --torch-backend` knows: `cpu`, or a particular build such as `cu126`. uv knows where PyTorch keeps each of them. With
 # `cpu` comes OpenVINO, which compiles calls for the processor and needs no compiler.
 #
-# COMPILER=1 adds g++ and PyTorch's headers, with which TorchInductor compiles calls too: faster than OpenVINO for some
-# small models whose members share most weights. It is off by default: 300 MB more, and whoever breaks in finds a
-# compiler. It makes shared libraries and takes 300 MB of /cache, so with a read-only root mount a volume there.
+# COMPILER=1 adds g++ and PyTorch's headers, with `cuda` CUDA's too, with which TorchInductor compiles calls as well: on
+# the CPU faster than OpenVINO for some small models whose members share most weights. On a GPU calls are recorded as
+# CUDA graphs without it, and nothing is compiled. It is off by default: 300 MB more, and whoever breaks in finds a
+# compiler. It makes shared libraries and takes 300 MB of /cache while it compiles, so with a read-only root mount a
+# volume there.
 
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
@@ -33,7 +35,8 @@ COPY pyproject.toml ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     case "$DEVICE" in cuda) backend= ;; *) backend="--torch-backend=$DEVICE" ;; esac \
  && case "$DEVICE" in cpu) openvino="--extra openvino packaging" ;; *) openvino= ;; esac \
- && uv pip install $backend --requirements pyproject.toml $openvino \
+ && case "$DEVICE$COMPILER" in cuda1) headers="cuda-toolkit[cccl,crt]" ;; *) headers= ;; esac \
+ && uv pip install $backend --requirements pyproject.toml $openvino $headers \
  && uv pip uninstall openvino-telemetry \
  && cd "$VIRTUAL_ENV"/lib/python3*/site-packages \
  && rm -rf torch/test torch/share \

@@ -1,13 +1,13 @@
 """TorchInductor, ahead of time: fused kernels in C++ on a processor, in Triton on a GPU.
 
-What it compiles is a package with a shared library, run without Python's share of a call. On a processor it needs a
-C++ compiler.
+What it compiles is a package with a shared library, run without Python's share of a call. It needs a C++ compiler, on a
+GPU too: what starts the kernels is written in C++.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensemble.backends import toolchain
 from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
@@ -29,9 +30,7 @@ ANY_MEMBERS = True
 
 def missing(device: torch.device) -> str:
     """Why it cannot be used here; empty if it can."""
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        return "there is no C++ compiler; install g++"
-    return ""
+    return toolchain.lacking(device)
 
 
 def build(job: Job, target: Path) -> None:
@@ -39,6 +38,8 @@ def build(job: Job, target: Path) -> None:
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     if job.threads:
         torch.set_num_threads(job.threads)
+    if job.device == "cuda":
+        _prepare_for_cuda()
     traced, tensors = trace(job)
     with torch.no_grad():
         program = torch.export.export(traced, tuple(tensors))
@@ -46,6 +47,11 @@ def build(job: Job, target: Path) -> None:
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(target.with_suffix(SUFFIXES[0])), inductor_configs=options
         )
+
+
+def _prepare_for_cuda() -> None:
+    if (home := toolchain.cuda_home()) is not None:
+        os.environ["CUDA_HOME"] = str(home)
 
 
 class Compiled:

@@ -6,7 +6,7 @@ import torch
 
 import ensemble
 from ensemble import LowRank, ModelError
-from ensemble.backends import BACKENDS, inductor, openvino
+from ensemble.backends import BACKENDS, inductor, openvino, toolchain
 from ensemble.backends.tracing import trace
 from ensemble.backends.worker import build
 from ensemble.planning.optimize import Step
@@ -45,8 +45,9 @@ def test_a_compiled_package_gives_what_each_members_module_gives(made, workshop)
 
 
 def test_a_compiler_that_is_missing_is_named_with_what_to_do(made, workshop, monkeypatch):
-    monkeypatch.setattr(inductor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
     monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.delenv("CXX", raising=False)
     ens = remade(made("mlp"), LowRank(scale=0.3))
     ens.measure((2,), seconds=0.1)
     assert ens.steps() == []
