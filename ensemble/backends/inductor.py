@@ -39,7 +39,7 @@ def build(job: Job, target: Path) -> None:
     if job.threads:
         torch.set_num_threads(job.threads)
     if job.device == "cuda":
-        _prepare_for_cuda()
+        _prepare_for_cuda(job)
     traced, tensors = trace(job)
     with torch.no_grad():
         program = torch.export.export(traced, tuple(tensors))
@@ -49,9 +49,13 @@ def build(job: Job, target: Path) -> None:
         )
 
 
-def _prepare_for_cuda() -> None:
+def _prepare_for_cuda(job: Job) -> None:
     if (home := toolchain.cuda_home()) is not None:
         os.environ["CUDA_HOME"] = str(home)
+    products, convolutions = job.tf32
+    # Not by the newer settings: Inductor reads these as well, and PyTorch refuses to tell them once both were set.
+    torch.set_float32_matmul_precision("high" if products else "highest")
+    torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class Compiled:

@@ -54,6 +54,8 @@ class Job:
         own: weights of ``chunk`` members, each with a leading member dimension.
         inputs: the flat inputs.
         threads: of one operation, which Inductor writes into its loops on a processor; 0 where it does not matter.
+        tf32: whether a GPU may round products, and convolutions, to TensorFloat-32, which Inductor writes into its
+            kernels; False on a processor, where it does not matter.
     """
 
     backend: str
@@ -65,6 +67,7 @@ class Job:
     own: tuple[Spec, ...]
     inputs: tuple[Spec, ...]
     threads: int = 0
+    tf32: tuple[bool, bool] = (False, False)
 
     @staticmethod
     def of(backend: str, program: Program, members: Members, inputs: list[Tensor], chunk: int) -> Job:
@@ -87,6 +90,7 @@ class Job:
             own=tuple(Spec.of(name, first[name]) for name in names if name in members.stacked),
             inputs=tuple(Spec.of(s.name, tensor) for s, tensor in zip(program.inputs, inputs, strict=True)),
             threads=torch.get_num_threads() if backend == "inductor" and inputs[0].device.type == "cpu" else 0,
+            tf32=_tf32() if inputs[0].device.type == "cuda" else (False, False),
         )
 
     def read_graph(self) -> fx.Graph:
@@ -103,12 +107,18 @@ class Job:
         values = json.loads(text)
         for key in ("shared", "own", "inputs"):
             values[key] = tuple(Spec(s["name"], s["dtype"], tuple(s["shape"])) for s in values[key])
-        return Job(**values)
+        return Job(**values | {"tf32": tuple(values["tf32"])})
 
     @property
     def key(self) -> str:
         """A name for what it compiles to on this machine with these versions."""
         return digest(self.to_json())
+
+
+def _tf32() -> tuple[bool, bool]:
+    """This process's settings. The older ones cannot be read where one of these was set."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made when torch is imported
+    return torch.backends.cuda.matmul.fp32_precision == "tf32", convolutions.fp32_precision == "tf32"
 
 
 def digest(text: str) -> str:

@@ -1,15 +1,19 @@
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import ensemble
 from ensemble import LowRank, ModelError
 from ensemble.backends import BACKENDS, inductor, openvino, toolchain
+from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
 from ensemble.backends.worker import build
-from ensemble.planning.optimize import Step
+from ensemble.planning.optimize import Step, key_of
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
 from tests.scenarios import SCENARIOS, seeded
@@ -57,6 +61,68 @@ def test_a_compiler_that_is_missing_is_named_with_what_to_do(made, workshop, mon
     }
     with pytest.raises(ModelError, match="inductor cannot be used here: there is no C"):
         ens.compile(Step("inductor", 2, 5, "float32"), workshop)
+
+
+@pytest.fixture
+def tf32():
+    """Sets what PyTorch may round to TensorFloat-32 on a GPU: products, convolutions."""
+
+    def settings():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    def choose(products, convolutions):
+        torch.set_float32_matmul_precision("high" if products else "highest")
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+    before = settings()
+    yield SimpleNamespace(choose=choose, settings=settings)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def on_a_gpu(inputs):
+    """Without data, which needs no GPU."""
+    with FakeTensorMode():
+        return [torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda") for tensor in inputs]
+
+
+ROUNDED = [(False, False), (False, True), (True, False), (True, True)]
+
+
+def test_what_is_rounded_to_tf32_is_part_of_a_job_and_of_a_plan_on_a_gpu(made, tf32):
+    ens = remade(made("mlp"), LowRank(scale=0.3))
+    inputs = {"cuda": on_a_gpu(ens.example(2)), "cpu": ens.example(2)}
+    jobs, plans = {"cuda": set(), "cpu": set()}, {"cuda": set(), "cpu": set()}
+    for rounded in ROUNDED:
+        tf32.choose(*rounded)
+        for device, given in inputs.items():
+            job = ens._runner.job("inductor", given, 5)
+            assert job.tf32 == (rounded if device == "cuda" else (False, False))
+            assert Job.from_json(job.to_json()) == job
+            jobs[device].add(job.key)
+            plans[device].add(key_of(ens._runner, (1,), "float32", given))
+    assert {device: len(keys) for device, keys in jobs.items()} == {"cuda": 4, "cpu": 1}
+    assert {device: len(keys) for device, keys in plans.items()} == {"cuda": 4, "cpu": 1}
+
+
+@pytest.mark.parametrize("rounded", ROUNDED)
+def test_the_process_that_compiles_for_a_gpu_rounds_as_the_one_that_answers(made, tf32, tmp_path, monkeypatch, rounded):
+    ens, found = remade(made("mlp"), LowRank(scale=0.3)), []
+    tf32.choose(*rounded)
+    text = ens._runner.job("inductor", on_a_gpu(ens.example(2)), 5).to_json()
+    wanted = tf32.settings()
+    # As they are in a new process.
+    tf32.choose(False, True)
+    monkeypatch.setattr(toolchain, "cuda_home", lambda: tmp_path / "cuda")
+    monkeypatch.setenv("CUDA_HOME", "")
+    monkeypatch.setattr(inductor, "trace", lambda job: (torch.nn.Identity(), [torch.zeros(2)]))
+    monkeypatch.setattr(
+        torch._inductor,
+        "aoti_compile_and_package",
+        lambda *_, **__: found.append((tf32.settings(), os.environ["CUDA_HOME"])),
+    )
+    inductor.build(Job.from_json(text), tmp_path / "x")
+    assert found == [(wanted, str(tmp_path / "cuda"))]
 
 
 def test_backends_of_other_devices_say_so():
