@@ -33,8 +33,8 @@ _QUIET = ("/v2/health/", "/metrics")
 class Observation:
     """Gives each request an id (the client's own X-Request-ID where it is harmless), and sends it back.
 
-    An answer to an inference says in ``Server-Timing`` how many milliseconds it waited (``queue``), its call took
-    (``infer``), and passed since its head was read (``total``).
+    Every answer says in ``Server-Timing`` how many milliseconds passed since its head was read (``total``); that of an
+    inference also how many it waited (``queue``) and its call took (``infer``).
 
     Args:
         tracing: makes a span of each request.
@@ -66,11 +66,10 @@ class Observation:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [(b"x-request-id", number.encode())]
-                if "answer" in state:
-                    now = time.perf_counter()
+                now = time.perf_counter()
+                if (answer := state.get("answer")) is not None:
                     state["encoded"] = now - state["answered_at"]
-                    headers.append((b"server-timing", _timing(state["answer"], now - begun)))
+                headers = ((b"x-request-id", number.encode()), (b"server-timing", _timing(answer, now - begun)))
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
@@ -121,12 +120,11 @@ def _traced(scope: Scope) -> dict[str, str]:
     return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACED}
 
 
-def _timing(answer: Answer, seconds: float) -> bytes:
-    return b"queue;dur=%.3f, infer;dur=%.3f, total;dur=%.3f" % (
-        1000 * answer.queued,
-        1000 * answer.computed,
-        1000 * seconds,
-    )
+def _timing(answer: Answer | None, seconds: float) -> bytes:
+    total = b"total;dur=%.3f" % (1000 * seconds)
+    if answer is None:
+        return total
+    return b"queue;dur=%.3f, infer;dur=%.3f, %b" % (1000 * answer.queued, 1000 * answer.computed, total)
 
 
 def _told(status: int, seconds: float, state: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 import json
+import re
 
 import pytest
 
-from app import errors
+from app import connection, errors
+from tests.app.support import ROOT
 
 # Of each its status, and the word under which the metrics count it.
 PLAIN = {
@@ -69,3 +71,14 @@ def test_an_internal_error_says_nothing_but_the_request_id():
     a, b = errors.InternalError("r-1"), errors.InternalError("r-2")
     assert a.request_id == "r-1"
     assert a.message.replace("r-1", "r-2") == b.message
+
+
+@pytest.mark.parametrize(
+    ("page", "lists"),
+    [("README.md", r"with the status that fits: ([^.]+)\."), ("docs/protocol.md", r"^\| (\d{3}(?:, \d{3})*) \|")],
+)
+def test_the_pages_list_every_status_that_an_error_has(page, lists):
+    listed = " ".join(re.findall(lists, (ROOT / page).read_text(), re.MULTILINE))
+    own = {kind.status for kind in PLAIN} - {errors.ClientGone.status}
+    refused = {value.status.value for value in vars(connection).values() if isinstance(value, connection._Refusal)}
+    assert sorted(int(status) for status in re.findall(r"\d{3}", listed)) == sorted(own | refused)

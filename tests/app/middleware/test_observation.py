@@ -10,7 +10,7 @@ import re
 import pytest
 
 from app.batching import Answer
-from app.errors import NotFound
+from app.errors import DeadlineExceeded, NotFound, TooManyRequests
 from app.logs import request_id, trace_id
 from app.metrics import Metrics
 from app.middleware import Observation
@@ -166,8 +166,23 @@ def test_an_inference_says_how_long_its_parts_took_and_the_log_says_it_too(caplo
     assert (said["queue_ms"], said["infer_ms"]) == (1.5, 250)
 
 
-def test_what_is_no_inference_has_no_such_header():
-    assert b"server-timing" not in dict(ask(fine)[0]["headers"])
+TOTAL = rb"total;dur=\d+\.\d{3}"
+
+
+def test_what_is_no_inference_says_how_long_it_took_in_all():
+    assert re.fullmatch(TOTAL, dict(ask(fine)[0]["headers"])[b"server-timing"])
+
+
+@pytest.mark.parametrize("error", [NotFound("no"), DeadlineExceeded("late"), TooManyRequests("full"), KeyError("bug")])
+def test_an_error_says_how_long_it_took_to_come(error):
+    async def failing(scope, receive, send):
+        await asyncio.sleep(0.02)
+        raise error
+
+    (said,) = [value for name, value in ask(failing)[0]["headers"] if name == b"server-timing"]
+    assert re.fullmatch(TOTAL, said)
+    # Timers may be early by their resolution.
+    assert float(said.split(b"=")[1]) > 15
 
 
 @pytest.mark.parametrize(
@@ -185,8 +200,8 @@ def test_the_real_service_tells_the_times_of_an_inference(client, path, body):
     queue, infer, total = (float(value) for _, value in names)
     assert infer > 0
     assert queue + infer <= total
-    for other in (client.get("/v2"), client.post(path, json={"inputs": []})):
-        assert "Server-Timing" not in other.headers
+    for other in (client.get("/v2"), client.post(path, json={"inputs": []}), client.get("/no"), client.get("/metrics")):
+        assert re.fullmatch(TOTAL, other.headers["Server-Timing"].encode())
 
 
 @pytest.mark.parametrize("given", ["abc.DEF-1_2", "x" * 64])
