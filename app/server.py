@@ -153,7 +153,7 @@ def _complete(
     app.add_middleware(Direct, routes=direct)
     app.add_middleware(Compression, endings=("/infer", "/predict", "/adapt"))
     # Outside of it stands what limits the bytes that are sent.
-    app.add_middleware(Inflation, limit=service.settings.max_inflated_body)
+    app.add_middleware(Inflation, limit=service.settings.max_inflated_body, held=held)
     limits = service.settings
     app.add_middleware(BodyLimit, limit=limits.max_body, seconds=limits.body_timeout, held=held)
     app.add_middleware(Authentication, keys=keys)

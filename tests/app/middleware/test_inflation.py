@@ -9,12 +9,17 @@ import zlib
 
 import pytest
 
-from app.errors import BadRequest, PayloadTooLarge
-from app.middleware import Inflation
+from app.errors import BadRequest, PayloadTooLarge, TooManyRequests
+from app.middleware import BodyLimit, Held, Inflation
 from app.protocol.coding import PIECE
 
 # Without the time of making it, so that a test's parameters are the same in every process.
 GZIPPED = gzip.compress(b"hello " * 100, mtime=0)
+
+
+def inflation(app, limit: int, most: int = 2**30) -> Inflation:
+    """With room for all bodies, unless a test is about that."""
+    return Inflation(app, limit, Held(most))
 
 
 def ask(pieces: list[bytes], limit: int = 2**20, kind: str = "http", headers: list[tuple[str, str]] | None = None):
@@ -43,7 +48,7 @@ def ask(pieces: list[bytes], limit: int = 2**20, kind: str = "http", headers: li
 
     given = [("Content-Encoding", "gzip")] if headers is None else headers
     scope = {"type": kind, "headers": [(n.lower().encode(), v.encode()) for n, v in given]}
-    asyncio.run(Inflation(app, limit)(scope, receive, send))
+    asyncio.run(inflation(app, limit)(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"]), dict(sent[0]["headers"]), read
 
 
@@ -103,10 +108,86 @@ def test_a_client_that_goes_away_is_told_of():
             return next(gone)
 
         scope = {"type": "http", "headers": [(b"content-encoding", b"gzip")]}
-        await Inflation(app, 100)(scope, receive, None)
+        await inflation(app, 100)(scope, receive, None)
         assert seen == [{"type": "http.disconnect"}]
 
     asyncio.run(main())
+
+
+def asking(app, body: bytes, coding: str = "gzip"):
+    """A request to an application, a coroutine."""
+    left = [body[:100], body[100:]]
+
+    async def receive():
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    return app({"type": "http", "headers": [(b"content-encoding", coding.encode())]}, receive, None)
+
+
+async def read(receive) -> None:
+    while (await receive())["more_body"]:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("body", "holds"),
+    [
+        (gzip.compress(bytes(3 * PIECE + 5)), 3 * PIECE + 5),
+        # What hardly shrinks holds what was sent.
+        (gzip.compress(b"abc"), len(gzip.compress(b"abc"))),
+    ],
+)
+def test_what_a_body_has_become_is_held_until_its_request_is_answered(body, holds):
+    held, seen = Held(2**20), []
+
+    async def app(scope, receive, send):
+        await read(receive)
+        seen.append(held.bytes)
+        raise ArithmeticError
+
+    limited = BodyLimit(Inflation(app, 2**20, held), 2**20, 60, held)
+    with pytest.raises(ArithmeticError):
+        asyncio.run(asking(limited, body))
+    assert seen == [holds]
+    assert held.bytes == 0
+
+
+def test_bodies_that_wait_hold_no_more_than_all_may_together():
+    """Many of few bytes each, which are all read before the first is answered."""
+    held = Held(10 * PIECE)
+
+    async def main():
+        free = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await read(receive)
+            await free.wait()
+
+        limited = BodyLimit(Inflation(app, 3 * PIECE, held), 2**20, 60, held)
+        body = gzip.compress(bytes(3 * PIECE))
+        requests = [asyncio.create_task(asking(limited, body)) for _ in range(12)]
+        while sum(request.done() for request in requests) < 9:
+            await asyncio.sleep(0)
+        assert held.bytes == 9 * PIECE
+        free.set()
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    ended = asyncio.run(asyncio.wait_for(main(), 30))
+    assert [type(error) for error in ended if error is not None] == [TooManyRequests] * 9
+    assert held.bytes == 0
+
+
+def test_what_never_finds_room_is_too_large_rather_than_told_to_come_back():
+    held = Held(PIECE)
+
+    async def app(scope, receive, send):
+        await read(receive)
+
+    limited = BodyLimit(Inflation(app, 3 * PIECE, held), PIECE, 60, held)
+    asyncio.run(asking(limited, gzip.compress(bytes(PIECE))))
+    with pytest.raises(PayloadTooLarge, match=f"{PIECE} bytes at most once it is inflated"):
+        asyncio.run(asking(limited, gzip.compress(bytes(PIECE + 1))))
+    assert held.bytes == 0
 
 
 def test_few_large_bodies_are_inflated_at_once_and_small_ones_pass_them():
@@ -133,7 +214,7 @@ def test_few_large_bodies_are_inflated_at_once_and_small_ones_pass_them():
                 # What goes wrong later keeps nobody's place.
                 raise ArithmeticError
 
-        middleware = Inflation(app, 10 * PIECE)
+        middleware = inflation(app, 10 * PIECE)
 
         def request(number, body):
             async def receive():
@@ -174,7 +255,7 @@ def test_a_large_body_gives_others_their_turns():
         beside = asyncio.create_task(other())
         await asyncio.sleep(0)
         before = turns
-        await Inflation(app, 40 * PIECE)({"type": "http", "headers": [(b"content-encoding", b"gzip")]}, receive, None)
+        await inflation(app, 40 * PIECE)({"type": "http", "headers": [(b"content-encoding", b"gzip")]}, receive, None)
         assert turns - before >= 40
         beside.cancel()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -20,7 +21,7 @@ from tests.tampering import replace
 
 HEAD, IDLE, BODY, ANSWER = 1.0, 1.5, 1.0, 1.0
 CONNECTIONS = 24
-MAX_BODY, MAX_INFLATED = 2**16, 2**18
+MAX_BODY, MAX_INFLATED, MAX_BODIES = 2**16, 2**18, 2**20
 
 
 class Trap:
@@ -43,6 +44,7 @@ class Fortress:
     metrics: str
     root: Path
     owned: Path
+    gate: Path
 
     @property
     def headers(self) -> dict[str, str]:
@@ -63,11 +65,22 @@ class Fortress:
             reply = client.post("/v2/models/house/infer", json=v2_body(rows_of("house", 2)))
         return reply.status_code == 200 and len(reply.json()["outputs"][0]["data"]) > 0
 
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Calls do not end before the block does, so that requests wait in memory."""
+        hold = self.gate / "hold"
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
+
 
 @pytest.fixture(scope="session")
 def fortress(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortress]:
     home = tmp_path_factory.mktemp("fortress")
-    root, owned = home / "models", home / "owned"
+    root, owned, gate = home / "models", home / "owned", home / "gate"
+    gate.mkdir()
     shutil.copytree(models / "house", root / "house")
     shutil.copytree(models / "house", root / "pickled")
     replace(root / "pickled" / "1", "weights.safetensors", pickle.dumps(Trap(owned)))
@@ -83,15 +96,15 @@ def fortress(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "--models", root, "--api-keys-file", home / "keys", "--management", "--management-port", 0, "--metrics-port", 0,
         "--head-timeout", HEAD, "--idle-timeout", IDLE, "--body-timeout", BODY, "--answer-timeout", ANSWER,
         "--max-connections", CONNECTIONS, "--max-body", MAX_BODY, "--max-inflated-body", MAX_INFLATED,
-        "--log-format", "json",
+        "--max-bodies", MAX_BODIES, "--log-format", "json",
     )  # fmt: skip
-    with serving(home / "log", *arguments) as server:
+    with serving(home / "log", *arguments, gate=gate) as server:
 
         def port(name: str) -> str:
             return until(lambda: re.search(rf"(http://127\.0\.0\.1:\d+) \({name}\)", server.text()), name)[1]
 
         until(lambda: "model ready" in server.text() and "cannot be served" in server.text(), "models are loaded")
-        yield Fortress(server, key, port("management"), port("metrics"), root, owned)
+        yield Fortress(server, key, port("management"), port("metrics"), root, owned, gate)
         # It ends as it should, on every port, whoever is still connected.
         for base in (server.url, *(port(name) for name in ("management", "metrics"))):
             httpx.get(base + "/v2", headers={"X-API-Key": key})

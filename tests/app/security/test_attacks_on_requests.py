@@ -9,14 +9,16 @@ import json
 import pickle
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.security.conftest import MAX_BODY, MAX_INFLATED, Trap
-from tests.app.support import plain_body, read_answer, rows_of, until, v2_body
+from tests.app.security.conftest import MAX_BODIES, MAX_BODY, MAX_INFLATED, Trap
+from tests.app.support import PATIENCE, plain_body, read_answer, rows_of, until, v2_body
 
 BODY = v2_body(rows_of("house", 2))
 INFER = "/v2/models/house/infer"
@@ -93,6 +95,28 @@ def test_a_bomb_is_inflated_no_further_than_the_cap(fortress, coding):
         # A bomb in a bomb is not inflated twice.
         twice = client.post(INFER, content=pack(bomb), headers=headers | {"content-encoding": f"{coding}, {coding}"})
         assert twice.status_code in (400, 415)
+    assert fortress.is_well()
+
+
+@pytest.mark.parametrize("path", ["/predict", INFER])
+def test_bombs_that_wait_together_are_held_within_the_limit_of_all_bodies(fortress, path):
+    """7, 8: each stays below its own cap and is sent in a few hundred bytes; what is held counts, not what was sent."""
+    body = json.dumps(BODY if path == INFER else plain_body(rows_of("house", 2)))
+    bomb = gzip.compress(body.ljust(MAX_INFLATED).encode())
+    fits, more = MAX_BODIES // MAX_INFLATED, 6
+
+    def post(_: int) -> httpx.Response:
+        with fortress.client() as client:
+            return client.post(path, content=bomb, headers={"content-encoding": "gzip"})
+
+    with ThreadPoolExecutor(fits + more) as pool:
+        with fortress.busy():
+            replies = as_completed([pool.submit(post, number) for number in range(fits + more)], timeout=PATIENCE)
+            refused = [next(replies).result() for _ in range(more)]
+        answered = [reply.result() for reply in replies]
+    assert [reply.status_code for reply in refused] == [429] * more
+    assert all(f"hold {MAX_BODIES} bytes, the limit" in reply.json()["error"] for reply in refused)
+    assert [reply.status_code for reply in answered] == [200] * fits
     assert fortress.is_well()
 
 
