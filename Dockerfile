@@ -98,11 +98,12 @@ COPY --from=example /models /models
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# http.client, not urllib: it ignores proxy variables, which Docker may set in a container.
+# Liveness, since what acts on a failed check restarts the container, and loading would begin anew. http.client, not
+# urllib: it ignores proxy variables, which Docker may set in a container. Compose passes an empty variable if it is unset.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-c", "\
 from http.client import HTTPConnection; from os import environ; \
-server = HTTPConnection('127.0.0.1', int(environ.get('ENSEMBLED_PORT', 8000)), timeout=4); \
-server.request('GET', '/v2/health/ready'); \
+server = HTTPConnection('127.0.0.1', int(environ.get('ENSEMBLED_PORT') or 8000), timeout=4); \
+server.request('GET', '/v2/health/live'); \
 raise SystemExit(server.getresponse().status != 200)"]
 ENTRYPOINT ["ensembled"]
 # --allow-public, because 0.0.0.0 is needed to be reached from outside the container at all. Who can reach it is decided
