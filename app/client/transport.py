@@ -12,19 +12,20 @@ import asyncio
 import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 
 import httpcore
 import httpx
 
-from app.client.sockets import Sockets
+from app.client.sockets import BlockingSockets, Sockets
 
 # Seconds; less than the service keeps one open, so that it is seldom closed just when a request is sent.
 _KEEP = 30.0
 
 
 class Stack(httpx.BaseTransport):
-    """For threads; see the module.
+    """For threads; see the module. A request has its ``timeout`` for all that it takes, waiting for its turn included.
 
     Args:
         url: of the service.
@@ -37,14 +38,16 @@ class Stack(httpx.BaseTransport):
         self._tls = tls
         self._most = most
         self._room = threading.Semaphore(most)
-        self._idle: list[httpcore.HTTPConnection] = []
+        self._idle: list[tuple[httpcore.HTTPConnection, BlockingSockets]] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        timeout = request.extensions.get("timeout", {})
-        if not self._room.acquire(timeout=timeout.get("pool")):
+        seconds = request.extensions.get("timeout", {}).get("pool")
+        end = None if seconds is None else time.monotonic() + seconds
+        if not self._room.acquire(timeout=seconds):
             raise httpx.PoolTimeout(f"{self._most} requests are in flight")
         try:
-            connection = self._take()
+            connection, sockets = self._take()
+            sockets.end = end
             try:
                 with _as_httpx():
                     response = connection.handle_request(_request(request))
@@ -54,24 +57,28 @@ class Stack(httpx.BaseTransport):
                 connection.close()
                 raise
             if connection.is_idle():
-                self._idle.append(connection)
+                self._idle.append((connection, sockets))
         finally:
             self._room.release()
         return _response(response, body)
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
-    def _take(self) -> httpcore.HTTPConnection:
+    def _take(self) -> tuple[httpcore.HTTPConnection, BlockingSockets]:
         with contextlib.suppress(IndexError):
             while True:
-                connection = self._idle.pop()
+                connection, sockets = self._idle.pop()
                 if not connection.has_expired():
-                    return connection
+                    return connection, sockets
                 # The service may have closed it meanwhile.
                 connection.close()
-        return httpcore.HTTPConnection(self._origin, ssl_context=self._tls, keepalive_expiry=_KEEP)
+        sockets = BlockingSockets()
+        made = httpcore.HTTPConnection(
+            self._origin, ssl_context=self._tls, keepalive_expiry=_KEEP, network_backend=sockets
+        )
+        return made, sockets
 
 
 class AsyncStack(httpx.AsyncBaseTransport):

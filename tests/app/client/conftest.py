@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from app.client import AsyncClient, Client
+from app.client import AsyncClient, Client, Retry
 
 PATIENCE = 60
 
@@ -75,6 +78,36 @@ def answer(status: int, body: bytes = b"{}", **headers: object) -> bytes:
 RESET, SILENCE, HALF = "reset", "silence", "half an answer"
 
 
+@dataclass
+class Dripping:
+    """An answer that comes byte by byte."""
+
+    answer: bytes
+    seconds: float
+
+
+def metadata(**inputs: str) -> bytes:
+    """The metadata of model m, which takes these datatypes."""
+    specs = [{"name": name, "datatype": datatype} for name, datatype in inputs.items()]
+    return answer(200, json.dumps({"name": "m", "inputs": specs}).encode())
+
+
+METADATA = metadata(x="FP32")
+RESULT = answer(
+    200,
+    json.dumps(
+        {
+            "model_name": "m",
+            "model_version": "1",
+            "outputs": [{"name": "mean", "datatype": "FP32", "shape": [1], "data": [2]}],
+        }
+    ).encode(),
+)
+BUSY = answer(429, b'{"error": "too many rows wait"}', retry_after=0)
+LOADING = answer(503, b'{"error": "loading"}')
+QUICK = Retry(attempts=4, first=0.0)
+
+
 class Scripted:
     """Answers each request with the next line of its script, and the last one for ever.
 
@@ -82,7 +115,7 @@ class Scripted:
         requests: the head and body of each, as they came.
     """
 
-    def __init__(self, *script: bytes | str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *script: bytes | str | Dripping, tls: ssl.SSLContext | None = None) -> None:
         self.script = list(script)
         self.requests: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -117,7 +150,11 @@ class Scripted:
                     connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhal")
                     connected.close()
                     return
-                if step != SILENCE:
+                if isinstance(step, Dripping):
+                    for byte in step.answer:
+                        connected.sendall(bytes([byte]))
+                        time.sleep(step.seconds)
+                elif step != SILENCE:
                     connected.sendall(step)
 
     def _read(self, connected: socket.socket) -> bytes:
@@ -146,7 +183,7 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
     """Makes a server of a script."""
     with contextlib.ExitStack() as made:
 
-        def make(*script: bytes | str, **rest: Any) -> Scripted:
+        def make(*script: bytes | str | Dripping, **rest: Any) -> Scripted:
             server = Scripted(*script, **rest)
             made.callback(server.close)
             return server

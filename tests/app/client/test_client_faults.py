@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,22 +22,18 @@ from app.client import (
     TooManyRequests,
     Unavailable,
 )
-from tests.app.client.conftest import HALF, RESET, SILENCE, answer
-
-METADATA = answer(200, json.dumps({"name": "m", "inputs": [{"name": "x", "datatype": "FP32"}]}).encode())
-RESULT = answer(
-    200,
-    json.dumps(
-        {
-            "model_name": "m",
-            "model_version": "1",
-            "outputs": [{"name": "mean", "datatype": "FP32", "shape": [1], "data": [2]}],
-        }
-    ).encode(),
+from tests.app.client.conftest import (
+    BUSY,
+    HALF,
+    LOADING,
+    METADATA,
+    QUICK,
+    RESET,
+    RESULT,
+    SILENCE,
+    Dripping,
+    answer,
 )
-BUSY = answer(429, b'{"error": "too many rows wait"}', retry_after=0)
-LOADING = answer(503, b'{"error": "loading"}')
-QUICK = Retry(attempts=4, first=0.0)
 
 
 def infer(client, **rest):
@@ -90,18 +85,6 @@ def test_what_must_not_be_repeated_is_not(scripted, connect, fault, kind):
     assert len(server.requests) == 2
 
 
-def test_after_a_refusal_the_inputs_are_looked_up_anew(scripted, connect):
-    server = scripted(METADATA, RESULT, RESULT, answer(400, b'{"error": "wrong"}'), METADATA, RESULT)
-    client = connect(server.url, retry=QUICK)
-    for _ in range(2):
-        infer(client)
-    with pytest.raises(BadRequest):
-        infer(client)
-    infer(client)
-    asked = [request.split(b" ", 2)[1] for request in server.requests]
-    assert asked == [b"/v2/models/m", *[b"/v2/models/m/infer"] * 3, b"/v2/models/m", b"/v2/models/m/infer"]
-
-
 def test_the_only_model_is_asked_where_none_is_named(scripted, connect):
     index = answer(200, b'[{"name": "m", "version": "1"}, {"name": "m", "version": "2"}]')
     server = scripted(index, METADATA, RESULT)
@@ -118,6 +101,17 @@ def test_time_is_told_to_the_service_and_is_over_here_too(scripted, connect):
     told = re.search(rb"x-request-timeout: ([0-9.]+)\r\n", server.requests[1])
     assert 0 < float(told[1]) <= 0.4
     assert b"x-request-timeout" not in server.requests[0]
+
+
+def test_an_answer_that_comes_little_by_little_has_no_more_time_than_another(scripted, connect):
+    # Whole after some five seconds, and never silent for long.
+    server = scripted(METADATA, Dripping(RESULT, 0.025))
+    with pytest.raises(DeadlineExceeded, match=r"there was no answer within 0\.4 seconds"):
+        infer(connect(server.url, retry=QUICK), timeout=0.4)
+    assert len(server.requests) == 2
+    # As long as there is time for it, it is an answer.
+    server = scripted(METADATA, Dripping(RESULT, 0.0005))
+    assert infer(connect(server.url, retry=Retry(attempts=1)))["mean"] == [2]
 
 
 def test_a_service_that_was_too_late_is_asked_again_where_there_is_time(scripted, connect):
