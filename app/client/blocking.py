@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 from numpy.typing import ArrayLike
 
-from app.client import adapting, calls
+from app.client import calls, flows
 from app.client.calls import Own
-from app.client.codec import Inputs, decode
-from app.client.errors import BadRequest, ClientError, ConnectionFailed, NotFound, Unavailable
+from app.client.errors import ClientError
+from app.client.flows import Flow, Step, T
 from app.client.result import Result
 from app.client.retry import Attempts, Retry
 from app.client.transport import Stack
@@ -118,21 +118,23 @@ class Client:
             request_id: under which the service's log should have it.
 
         Raises:
-            InputError: the inputs, the target or the weights are not what the model takes; nothing was sent.
+            InputError: the inputs, the target or the weights are not what the model takes; they were not sent.
             ClientError: any other; see :mod:`app.client.errors`.
         """
-        attempts = self._settled.attempts(timeout)
-        name = model or self._settled.model or calls.only_model(self._index(attempts))
-        takes = self._takes(name, version, attempts)
-        takes.check(perturbation or {})
         parameters = calls.parameters(members, tolerance, confidence_level, levels, priority, perturbation)
-        request = self._settled.infer(takes, inputs, target, outputs, version, request_id, parameters, weights)
-        try:
-            response = self._send(request, attempts)
-        except (BadRequest, NotFound):
-            self._settled.forget(name, version)
-            raise
-        return decode(response.content, response.headers)
+        flow = flows.infer(
+            self._settled,
+            model,
+            version,
+            inputs,
+            outputs,
+            parameters,
+            target=target,
+            perturbation=perturbation,
+            weights=weights,
+            request_id=request_id,
+        )
+        return self._run(flow, self._settled.attempts(timeout))
 
     predict = infer
 
@@ -174,11 +176,7 @@ class Client:
             InputError: the examples or queries cannot be sent; nothing was.
             ClientError: any other; a loss that diverges is a :class:`BadRequest`.
         """
-        attempts = self._settled.attempts(timeout)
-        name = model or self._settled.model or calls.only_model(self._index(attempts))
-        document = {
-            "support": adapting.support(support),
-            "queries": adapting.rows(queries, "queries"),
+        wishes = {
             "outputs": outputs,
             "steps": steps,
             "learning_rate": learning_rate,
@@ -188,8 +186,8 @@ class Client:
             "keep_seconds": keep_seconds,
             "parameters": calls.parameters(members, None, confidence_level, levels, priority),
         }
-        path = adapting.adapt_path(name, version)
-        return adapting.decode(self._send(adapting.request(self._settled, path, document, request_id), attempts))
+        flow = flows.adapt(self._settled, model, version, support, queries, request_id, wishes)
+        return self._run(flow, self._settled.attempts(timeout))
 
     def ask_adapted(
         self,
@@ -213,13 +211,9 @@ class Client:
             NotFound: there is none under this handle, or not any more.
             ClientError: any other.
         """
-        document = {
-            "inputs": adapting.rows(inputs, "inputs"),
-            "outputs": outputs,
-            "parameters": calls.parameters(None, None, confidence_level, levels, priority),
-        }
-        request = adapting.request(self._settled, f"{adapting.adapted_path(handle)}/predict", document, request_id)
-        return adapting.decode(self._send(request, self._settled.attempts(timeout)))
+        parameters = calls.parameters(None, None, confidence_level, levels, priority)
+        flow = flows.ask_adapted(self._settled, handle, inputs, outputs, parameters, request_id)
+        return self._run(flow, self._settled.attempts(timeout))
 
     def forget_adapted(self, handle: str, *, timeout: float | Own | None = Own.TIMEOUT) -> None:
         """End an adapted model before its time.
@@ -228,20 +222,17 @@ class Client:
             NotFound: there is none under this handle, or not any more.
             ClientError: any other.
         """
-        request = self._settled.request("DELETE", adapting.adapted_path(handle))
-        self._send(request, self._settled.attempts(timeout))
+        self._run(flows.forget_adapted(self._settled, handle), self._settled.attempts(timeout))
 
     def metadata(
         self, model: str | None = None, version: str | None = None, *, timeout: float | Own | None = Own.TIMEOUT
     ) -> dict[str, Any]:
         """The protocol's description of a model: its inputs, its outputs and what they mean."""
-        attempts = self._settled.attempts(timeout)
-        name = model or self._settled.model or calls.only_model(self._index(attempts))
-        return self._metadata(name, version, attempts)
+        return self._run(flows.metadata(self._settled, model, version), self._settled.attempts(timeout))
 
     def models(self, *, timeout: float | Own | None = Own.TIMEOUT) -> list[dict[str, Any]]:
         """Every version of every model, its state, and why it is not ready."""
-        found: list[dict[str, Any]] = self._index(self._settled.attempts(timeout))
+        found: list[dict[str, Any]] = self._run(flows.index(self._settled), self._settled.attempts(timeout))
         return found
 
     def live(self) -> bool:
@@ -254,40 +245,31 @@ class Client:
 
     def load(self, model: str, *, timeout: float | None = None) -> None:
         """Load a model, or its newest versions, from the service's directory; answers while the old one still does."""
-        self._manage(model, "load", timeout)
+        self._run(flows.manage(self._settled, model, "load"), self._settled.attempts(timeout))
 
     def unload(self, model: str, *, timeout: float | None = None) -> None:
         """Take a model out of service."""
-        self._manage(model, "unload", timeout)
-
-    def _manage(self, model: str, verb: str, timeout: float | None) -> None:
-        path = f"/v2/repository{calls.model_path(model, None).removeprefix('/v2')}/{verb}"
-        self._settled.forget(model, None)
-        self._send(
-            self._settled.request("POST", path, b"{}", {"content-type": "application/json"}),
-            self._settled.attempts(timeout),
-        )
-
-    def _takes(self, name: str, version: str | None, attempts: Attempts) -> Inputs:
-        known = self._settled.known.get((name, version))
-        return known or self._settled.remember(name, version, self._metadata(name, version, attempts))
-
-    def _metadata(self, name: str, version: str | None, attempts: Attempts) -> dict[str, Any]:
-        response = self._send(self._settled.request("GET", calls.model_path(name, version)), attempts)
-        found: dict[str, Any] = calls.document_of(response)
-        return found
-
-    def _index(self, attempts: Attempts) -> Any:
-        return calls.document_of(self._send(self._settled.request("POST", "/v2/repository/index"), attempts))
+        self._run(flows.manage(self._settled, model, "unload"), self._settled.attempts(timeout))
 
     def _is_well(self, path: str) -> bool:
-        try:
-            self._send(self._settled.request("GET", path), Attempts(Retry(attempts=1), self._settled.timeout))
-        except (Unavailable, ConnectionFailed):
-            return False
-        return True
+        return self._run(flows.is_well(self._settled, path), self._settled.one_attempt())
 
-    def _send(self, request: httpx.Request, attempts: Attempts) -> httpx.Response:
+    def _run(self, flow: Flow[T], attempts: Attempts) -> T:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    response = self._send(step, attempts)
+                except ClientError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(response)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _send(self, step: Step, attempts: Attempts) -> httpx.Response:
+        request = step.request
         attempts.start_over()
         while True:
             error: ClientError | None

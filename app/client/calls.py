@@ -12,9 +12,8 @@ from urllib.parse import quote
 
 import httpx
 import orjson
-from numpy.typing import ArrayLike
 
-from app.client.codec import Inputs, encode, read_metadata
+from app.client.codec import Inputs, read_metadata
 from app.client.errors import ClientError, ConnectionFailed, InputError, InvalidAnswer, NotFound, error_of
 from app.client.retry import Attempts, Retry
 from app.version import VERSION
@@ -87,6 +86,10 @@ class Settled:
         """The attempts at a call that has so many seconds."""
         return Attempts(self.retry, self.timeout if isinstance(timeout, Own) else timeout)
 
+    def one_attempt(self) -> Attempts:
+        """Those of a call that is not repeated, whatever comes of it."""
+        return Attempts(Retry(attempts=1), self.timeout)
+
     def request(
         self,
         method: str,
@@ -99,29 +102,6 @@ class Settled:
         if self.compress and len(content) >= _LEAST_TO_COMPRESS:
             content, whole["content-encoding"] = gzip.compress(content, 1), "gzip"
         return httpx.Request(method, _parsed(self.base + path), headers=whole, content=content)
-
-    def infer(
-        self,
-        takes: Inputs,
-        inputs: Mapping[str, ArrayLike] | ArrayLike,
-        target: Mapping[str, ArrayLike] | ArrayLike | None,
-        outputs: Sequence[str] | None,
-        version: str | None,
-        request_id: str | None,
-        parameters: Mapping[str, Any],
-        weights: Mapping[str, ArrayLike] | None = None,
-    ) -> httpx.Request:
-        """The request for an inference.
-
-        Raises:
-            InputError: the inputs, the target or the weights are not what the model takes.
-            ValueError: the request id has other characters than the service accepts.
-        """
-        named = self.identity(request_id)
-        content, headers = encode(
-            inputs, takes, outputs, parameters, binary=self.binary, target=target, weights=weights
-        )
-        return self.request("POST", f"{model_path(takes.model, version)}/infer", content, headers | named)
 
     def identity(self, request_id: str | None) -> dict[str, str]:
         """The header that names a request.
@@ -141,7 +121,7 @@ class Settled:
         return takes
 
     def forget(self, name: str, version: str | None) -> None:
-        """After a refusal, since another version may take other inputs."""
+        """Look up anew what a model takes, since one that replaced it may take other inputs."""
         self.known.pop((name, version), None)
 
 
@@ -234,12 +214,10 @@ def refusal(response: httpx.Response) -> ClientError | None:
 
 def failure(error: Exception, attempts: Attempts) -> ClientError:
     """The error of an attempt without an answer."""
-    if isinstance(error, httpx.ConnectTimeout):
-        return ConnectionFailed(f"there was no connection within {_CONNECT_SECONDS:g} seconds")
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return ConnectionFailed(f"there is no connection: {error}")
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return attempts.over()
-    if isinstance(error, httpx.ConnectError):
-        return ConnectionFailed(f"there is no connection: {error}")
     if isinstance(error, httpx.DecodingError):
         return InvalidAnswer(f"the answer cannot be decompressed: {error}")
     return ConnectionFailed(

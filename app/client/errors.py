@@ -1,7 +1,7 @@
 """What can go wrong for a client.
 
 ClientError
-  InputError               the inputs cannot be sent; nothing was
+  InputError               the inputs cannot be sent, and were not
   ConnectionFailed         no connection, or it broke before the whole answer had come
   DeadlineExceeded         the time was over, here or at the service (504)
   InvalidAnswer            an answer that is none of this protocol
@@ -63,7 +63,7 @@ class ClientError(Exception):
 
 
 class InputError(ClientError, ValueError):
-    """The inputs cannot be sent."""
+    """The inputs cannot be sent, and were not."""
 
 
 class ConnectionFailed(ClientError):

@@ -98,5 +98,5 @@ class Attempts:
         return wait
 
     def start_over(self) -> None:
-        """The next call of several that share the time."""
+        """The next request of several that share the time."""
         self._made = 0
