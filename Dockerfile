@@ -99,7 +99,7 @@ USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness, since what acts on a failed check restarts the container, and loading would begin anew. http.client, not
-# urllib: it ignores proxy variables, which Docker may set in a container. Compose passes an empty variable if it is unset.
+# urllib: it ignores proxy variables, which Docker may set in a container. An empty variable is one that is not set.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-c", "\
 from http.client import HTTPConnection; from os import environ; \
 server = HTTPConnection('127.0.0.1', int(environ.get('ENSEMBLED_PORT') or 8000), timeout=4); \

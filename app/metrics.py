@@ -1,28 +1,26 @@
 """Prometheus metrics: what is counted, under which name and unit.
 
-Labels hold names and versions of loaded models and fixed words only, never what a client sent. What is a state (models,
-memory) is looked up when the page is asked for; series of a version that is not loaded any more disappear.
+Labels hold names and versions of loaded models and fixed words only, never what a client sent. What is a state is
+looked up when the page is asked for; series of a version that is not loaded any more disappear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from app.collector import OF_VERSION, DeviceMemory, ModelState, States
 from app.statistics import Key, Parts, Statistics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COUNTS = tuple(1 << power for power in range(13))
-_VERSION = ("model", "version")
 
 # Why requests are refused. The batcher tells the first four, connections the last six. Of the others the error that
 # answers the request names its own, but for one that finds no model to ask.
@@ -48,40 +46,6 @@ REASONS = {
     "slow_reader": "the client did not take its answer in time",
 }
 _INFERENCES = ("/infer", "/predict", "/adapt")
-
-
-@dataclass(frozen=True)
-class ModelState:
-    """One version of a model, as the repository knows it now.
-
-    Attributes:
-        members, weight_bytes, max_batch: 0 while it is not loaded.
-        compiling: whether its calls are being compiled.
-        kept, kept_bytes: drawn members that are kept for requests that ask for perturbations.
-        reused, drawn: how often such members were there, or had to be drawn.
-    """
-
-    name: str
-    version: str
-    ready: bool
-    members: int = 0
-    weight_bytes: int = 0
-    max_batch: int = 0
-    compiling: bool = False
-    kept: int = 0
-    kept_bytes: int = 0
-    reused: int = 0
-    drawn: int = 0
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Memory of an accelerator, bytes: all of it, what PyTorch holds, and what tensors take of that."""
-
-    device: str
-    total: int
-    reserved: int
-    allocated: int
 
 
 @dataclass(frozen=True)
@@ -150,12 +114,12 @@ class Metrics:
         self._request_seconds = histogram(
             "request_seconds", "Time from a request's head to the end of its answer.", ("route", "model")
         )
-        self._queue_seconds = histogram("queue_seconds", "Time that a request waited for its call.", _VERSION)
-        self._compute_seconds = histogram("compute_seconds", "Time of one call of a model.", _VERSION)
-        self._rows = histogram("batch_rows", "Rows in one call.", _VERSION, _COUNTS)
-        self._merged = histogram("batch_requests", "Requests that shared one call.", _VERSION, _COUNTS)
-        self._members = histogram("batch_members", "Members that one call evaluated.", _VERSION, _COUNTS)
-        self._non_finite = counter("non_finite_rows", "Rows of which some output was NaN or infinite.", _VERSION)
+        self._queue_seconds = histogram("queue_seconds", "Time that a request waited for its call.", OF_VERSION)
+        self._compute_seconds = histogram("compute_seconds", "Time of one call of a model.", OF_VERSION)
+        self._rows = histogram("batch_rows", "Rows in one call.", OF_VERSION, _COUNTS)
+        self._merged = histogram("batch_requests", "Requests that shared one call.", OF_VERSION, _COUNTS)
+        self._members = histogram("batch_members", "Members that one call evaluated.", OF_VERSION, _COUNTS)
+        self._non_finite = counter("non_finite_rows", "Rows of which some output was NaN or infinite.", OF_VERSION)
         gauge("requests_in_progress", "Requests that are being answered.").set_function(lambda: self._in_progress)
         gauge("ready", "1 if every model is loaded and warm.").set_function(lambda: float(ready()))
         gauge("live", "1 while calls end in time.").set_function(lambda: float(live()))
@@ -172,7 +136,7 @@ class Metrics:
         if build is not None:
             gauge("build_info", "What the service was made of; always 1.", tuple(build)).labels(*build.values()).set(1)
         if models is not None:
-            self._registry.register(_States(models, devices))
+            self._registry.register(States(models, devices))
 
     def batch_done(
         self, target: Any, rows: int, queued: Sequence[float], compute: float, members: int | None = None
@@ -263,63 +227,10 @@ class Metrics:
         for key in self._series.keys() - loaded:
             del self._series[key]
             for each in self._of_versions:
-                each.remove_by_labels(dict(zip(_VERSION, key, strict=True)))
+                each.remove_by_labels(dict(zip(OF_VERSION, key, strict=True)))
         for route, model in [key for key in self._asked if key[1] and key[1] not in names]:
             del self._asked[route, model]
             self._request_seconds.remove(route, model)
         for route, model, status in [key for key in self._answered if key[1] and key[1] not in names]:
             del self._answered[route, model, status]
             self._requests.remove(route, model, str(status))
-
-
-class _States(Collector):
-    """What is looked up and not counted."""
-
-    def __init__(self, models: Callable[[], Iterable[ModelState]], devices: Callable[[], Iterable[DeviceMemory]]):
-        self._models = models
-        self._devices = devices
-
-    def describe(self) -> Iterable[Metric]:
-        # Without it the registry would collect once when this is registered, before there are models.
-        return self._models_of([])
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._models_of(list(self._models()))
-        devices = list(self._devices())
-        for name, text in (
-            ("total", "Memory of the device."),
-            ("reserved", "Memory of the device that PyTorch holds."),
-            ("allocated", "Memory of the device that tensors take."),
-        ):
-            family = GaugeMetricFamily(f"ensembled_device_memory_{name}_bytes", text, labels=["device"])
-            for device in devices:
-                family.add_metric([device.device], getattr(device, name))
-            if devices:
-                yield family
-
-    def _models_of(self, states: Sequence[ModelState]) -> Iterator[Metric]:
-        loaded = [state for state in states if state.ready]
-        for name, text, shown in (
-            ("model_ready", "1 if the version can answer.", [(s, s.ready) for s in states]),
-            ("model_compiling", "1 while its calls are being compiled.", [(s, s.compiling) for s in loaded]),
-            ("model_members", "Members of a loaded version.", [(s, s.members) for s in loaded]),
-            ("model_weight_bytes", "Bytes of its weights.", [(s, s.weight_bytes) for s in loaded]),
-            (
-                "model_max_batch_rows",
-                "Rows in one call; less once memory has run out.",
-                [(s, s.max_batch) for s in loaded],
-            ),
-            ("kept_perturbations", "Perturbations that are kept.", [(s, s.kept) for s in loaded]),
-            ("kept_perturbation_bytes", "Bytes that they take.", [(s, s.kept_bytes) for s in loaded]),
-        ):
-            family = GaugeMetricFamily(f"ensembled_{name}", text, labels=_VERSION)
-            for state, value in shown:
-                family.add_metric([state.name, state.version], float(value))
-            yield family
-        found = CounterMetricFamily(
-            "ensembled_perturbations", "Perturbations that calls needed: kept or drawn.", labels=(*_VERSION, "found")
-        )
-        for state in loaded:
-            found.add_metric([state.name, state.version, "kept"], state.reused)
-            found.add_metric([state.name, state.version, "drawn"], state.drawn)
-        yield found

@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from app.metrics import DeviceMemory, ModelState
+from app.collector import DeviceMemory, ModelState
 from app.repository import Repository
 from app.variants import Variants
 from app.version import VERSION

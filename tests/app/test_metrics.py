@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import connection
 from app.batching import Answer
 from app.batching.contract import Reason
-from app.metrics import REASONS, DeviceMemory, Metrics, ModelState
+from app.collector import DeviceMemory, ModelState
+from app.metrics import REASONS, Metrics
 from tests.app.support import MEMBERS, metric, plain_body, rows_of, serving
 
 VERSIONED = ("queue_seconds", "compute_seconds", "batch_rows", "batch_requests", "batch_members")
@@ -206,43 +207,6 @@ def test_versions_that_come_and_go_take_no_memory_although_nobody_asks_for_the_p
         reload(version)
     gc.collect()
     assert len(gc.get_objects()) - before < 100
-
-
-def test_states_are_looked_up_when_they_are_asked_for():
-    drawn = {"kept": 3, "kept_bytes": 900, "reused": 5, "drawn": 4}
-    states = [ModelState("a", "1", True, 128, 4096, 32, compiling=True, **drawn), ModelState("b", "2", ready=False)]
-    devices = [DeviceMemory("cuda:0", 100, 50, 25)]
-    ready = [False]
-    metrics = Metrics(
-        lambda: states,
-        ready=lambda: ready[0],
-        live=lambda: ready[0],
-        devices=lambda: devices,
-        build={"version": "1.2", "device": "cuda"},
-    )
-    page = page_of(metrics)
-    assert metric(page, "ensembled_ready") == metric(page, "ensembled_live") == 0
-    assert metric(page, "ensembled_model_ready", model="a", version="1") == 1
-    assert 'ensembled_model_ready{model="b",version="2"} 0.0' in page
-    assert metric(page, "ensembled_model_members", model="a") == 128
-    assert metric(page, "ensembled_model_weight_bytes", model="a") == 4096
-    assert metric(page, "ensembled_model_max_batch_rows", model="a") == 32
-    assert metric(page, "ensembled_model_compiling", model="a") == 1
-    assert metric(page, "ensembled_kept_perturbations", model="a") == 3
-    assert metric(page, "ensembled_kept_perturbation_bytes", model="a") == 900
-    assert metric(page, "ensembled_perturbations_total", model="a", found="kept") == 5
-    assert metric(page, "ensembled_perturbations_total", model="a", found="drawn") == 4
-    assert 'ensembled_model_members{model="b"' not in page
-    assert metric(page, "ensembled_device_memory_total_bytes", device="cuda:0") == 100
-    assert metric(page, "ensembled_device_memory_reserved_bytes", device="cuda:0") == 50
-    assert metric(page, "ensembled_device_memory_allocated_bytes", device="cuda:0") == 25
-    assert metric(page, "ensembled_build_info", version="1.2", device="cuda") == 1
-    states[:], devices[:], ready[0] = [ModelState("b", "2", True)], [], True
-    page = page_of(metrics)
-    assert metric(page, "ensembled_ready") == metric(page, "ensembled_live") == 1
-    assert metric(page, "ensembled_model_ready", model="b", version="2") == 1
-    assert 'model="a"' not in page
-    assert "ensembled_device" not in page
 
 
 def test_names_follow_the_conventions():

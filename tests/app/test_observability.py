@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics import REASONS, DeviceMemory, Metrics
+from app.collector import DeviceMemory
+from app.metrics import REASONS, Metrics
 from app.settings import PREFIX, Settings
 from tests.app.support import ROOT, plain_body, rows_of
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from app.metrics import DeviceMemory, ModelState
+from app.collector import DeviceMemory, ModelState
 from app.states import build, device_memory, model_states
 from app.variants import Kept
 from app.version import VERSION
