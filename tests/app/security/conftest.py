@@ -22,6 +22,8 @@ from tests.tampering import replace
 HEAD, IDLE, BODY, ANSWER = 1.0, 1.5, 1.0, 1.0
 CONNECTIONS = 24
 MAX_BODY, MAX_INFLATED, MAX_BODIES = 2**16, 2**18, 2**20
+# Few enough that what exceeds them is a small body.
+ROWS, STEPS, EXAMPLES, KEPT, OWN_MEMBERS, OWN_BYTES, BROUGHT_BYTES = 500, 8, 12, 2, 12, 2048, 1024
 
 
 class Trap:
@@ -96,7 +98,9 @@ def fortress(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "--models", root, "--api-keys-file", home / "keys", "--management", "--management-port", 0, "--metrics-port", 0,
         "--head-timeout", HEAD, "--idle-timeout", IDLE, "--body-timeout", BODY, "--answer-timeout", ANSWER,
         "--max-connections", CONNECTIONS, "--max-body", MAX_BODY, "--max-inflated-body", MAX_INFLATED,
-        "--max-bodies", MAX_BODIES, "--log-format", "json",
+        "--max-bodies", MAX_BODIES, "--log-format", "json", "--max-queue", ROWS, "--allow-weights",
+        "--max-perturbed-members", OWN_MEMBERS, "--max-perturbed-bytes", OWN_BYTES, "--max-weights", BROUGHT_BYTES,
+        "--adaptation", "--adaptation-steps", STEPS, "--adaptation-examples", EXAMPLES, "--adapted-models", KEPT,
     )  # fmt: skip
     with serving(home / "log", *arguments, gate=gate) as server:
 

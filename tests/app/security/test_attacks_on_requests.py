@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -156,58 +155,6 @@ def test_a_shape_that_is_huge_or_none_allocates_nothing(fortress, shape, binary)
     assert reply.status_code == 400
     no_secrets(reply.text)
     assert memory(fortress.server.process.pid) - before < 16 * 2**20
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("members", 10**9),
-        ("members", 0),
-        ("members", -1),
-        ("members", 2**70),
-        ("members", 1.5),
-        ("tolerance", 0),
-        ("tolerance", -1.0),
-        ("timeout", 10**18),
-        ("timeout", 0),
-        ("priority", 10**6),
-    ],
-)
-def test_counts_in_a_request_have_bounds(fortress, name, value):
-    """11: no more members than the model has, no time that never ends."""
-    with fortress.client() as client:
-        reply = client.post(INFER, json={**BODY, "parameters": {name: value}})
-        assert reply.status_code == 400
-        assert name in reply.json()["error"]
-        plain = {"timeout": "timeout_seconds"}.get(name, name)
-        reply = client.post(
-            "/v1/models/house/predict", json={**plain_body(rows_of("house", 1)), "parameters": {plain: value}}
-        )
-        assert reply.status_code == 400
-
-
-def test_rows_and_outputs_of_a_request_have_bounds(fortress):
-    """11: more rows than ever wait, an output many times."""
-    with fortress.client() as client:
-        many = np.zeros((5000, 5), np.float32)
-        text = json.dumps(
-            {
-                "inputs": [
-                    {
-                        "name": "input",
-                        "datatype": "FP32",
-                        "shape": [5000, 5],
-                        "parameters": {"binary_data_size": many.nbytes},
-                    }
-                ]
-            }
-        )
-        reply = client.post(
-            INFER, content=text.encode() + many.tobytes(), headers={"Inference-Header-Content-Length": str(len(text))}
-        )
-        assert reply.status_code == 413
-        reply = client.post(INFER, json={**BODY, "outputs": [{"name": "mean"}] * 1000})
-        assert reply.status_code == 400
 
 
 @pytest.mark.parametrize(
