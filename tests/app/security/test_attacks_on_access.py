@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import pkgutil
 
 import httpx
 import pytest
+from fastapi import APIRouter
 
+from app import routes as routes_of
 from app.cli import main
 from app.keys import make_key
 from app.middleware.authentication import OPEN
-from app.routes import metrics, v1, v2, v2_repository
 from tests.app.support import PATIENCE, command, plain_body, rows_of, until, v2_body
 
 PATHS = ["/", "/docs", "/openapi.json", "/docs/static/swagger-ui.css", "/metrics", "/nothing", "/v2/models/stats"]
 
 
 def routes() -> list[str]:
-    every = [v1.router, v2.router, v2_repository.router, v2_repository.management, metrics.router]
-    return sorted({route.path.format(name="house", version="1") for router in every for route in router.routes})
+    modules = [
+        importlib.import_module(f"app.routes.{module.name}") for module in pkgutil.iter_modules(routes_of.__path__)
+    ]
+    every = [found for module in modules for found in vars(module).values() if isinstance(found, APIRouter)]
+    return sorted({r.path.format(name="house", version="1", handle="x") for router in every for r in router.routes})
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
