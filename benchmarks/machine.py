@@ -20,6 +20,9 @@ from torch import Tensor
 
 # Sizes of the buffers whose reading is timed: from what fits a core's own cache to what fits none.
 SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
+# Products whose speed is measured, (rows, inner, columns): squares, and tall and wide ones as layers have them. Which
+# of them a kernel is fastest on differs.
+PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 784, 512), (4096, 512, 512), (256, 256, 4096))
 
 
 def describe(packages: Sequence[str] = ()) -> str:
@@ -66,7 +69,7 @@ class Limits:
 
     Args:
         bandwidth: bytes/s of reading a buffer again and again, by the buffer's bytes: small ones come from a cache.
-        float32: flop/s of a matrix product.
+        float32: flop/s of a matrix product, by whichever kernel is fastest.
         bfloat16: the same in bfloat16.
     """
 
@@ -98,27 +101,67 @@ class Limits:
         return Limits(bandwidth, max(self.float32, other.float32), max(self.bfloat16, other.bfloat16))
 
 
-def limits(seconds: float = 8.0, sizes: Sequence[int] = SIZES) -> Limits:
+def limits(
+    seconds: float = 8.0, sizes: Sequence[int] = SIZES, products: Sequence[tuple[int, int, int]] = PRODUCTS
+) -> Limits:
     """Measure them, with the threads that PyTorch uses.
 
     Args:
         seconds: about how long.
         sizes: bytes of the buffers, powers of two; those that would take over a quarter of the free memory are left
             out.
+        products: (rows, inner, columns) of the matrix products.
     """
-    share = seconds / (len(sizes) + 4)
+    share = seconds / 2 / len(sizes)
     largest = min(max(sizes), 2 ** int(math.log2(max(2**20, free_memory() // 4))))
     buffer = torch.ones(largest // 4)
     bandwidth = {size: size / min(_reading(buffer[: size // 4], share)) for size in sizes if size <= largest}
+    del buffer
     peak = {}
     for dtype in (torch.float32, torch.bfloat16):
-        found = []
-        for size in (1024, 2048):
-            a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            found.append(2 * size**3 / _fastest(functools.partial(torch.mm, a, b), share))
-        peak[dtype] = max(found)
+        speeds = []
+        for rows, inner, columns in products:
+            kernels = multiplying(torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype))
+            visit = seconds / 4 / len(products) / len(kernels)
+            speeds += [2 * rows * inner * columns / _fastest(call, visit) for call in kernels.values()]
+        peak[dtype] = max(speeds)
     measured = Limits(bandwidth, peak[torch.float32], peak[torch.bfloat16])
     return measured.best(measured)
+
+
+@torch.no_grad()
+def multiplying(a: Tensor, b: Tensor) -> dict[str, Callable[[], object]]:
+    """Kernels that multiply two matrices, by name. The BLAS that PyTorch is built with need not be the fastest: on some
+    processors oneDNN's kernels, which compiled calls use, and OpenVINO's take less than half as long.
+    """
+    calls: dict[str, Callable[[], object]] = {"blas": functools.partial(torch.mm, a, b)}
+    if torch.backends.mkldnn.is_available():
+        # Operators of PyTorch's own compiler, which not every build has.
+        with contextlib.suppress(AttributeError, RuntimeError):
+            packed = torch.ops.mkldnn._reorder_linear_weight(b.t().contiguous(), len(a))
+            call = functools.partial(torch.ops.mkldnn._linear_pointwise, a, packed, None, "none", [], "")
+            call()
+            calls["onednn"] = call
+    if a.dtype == torch.float32 and version("openvino"):
+        calls["openvino"] = _in_openvino(a, b)
+    return calls
+
+
+def _in_openvino(a: Tensor, b: Tensor) -> Callable[[], object]:
+    from ensemble.backends.openvino import openvino
+
+    ov = openvino()
+    given = ov.opset13.parameter(list(a.shape), ov.Type.f32)
+    product = ov.opset13.matmul(given, ov.opset13.constant(b.numpy()), False, False)
+    settings = {
+        # Else it takes bfloat16 where the processor has it.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    request = ov.compile_model(ov.Model([product], [given]), "CPU", settings).create_infer_request()
+    arrays = [a.numpy()]
+    return lambda: request.infer(arrays, share_inputs=True, share_outputs=True)[0]
 
 
 def _reading(buffer: Tensor, seconds: float) -> list[float]:

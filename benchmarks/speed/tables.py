@@ -112,13 +112,26 @@ def _limit_table(results: Results, key: str, cells: Sequence[tuple[int, int]]) -
                 row += [NOTHING] * 4
                 continue
             row += [f"{bound.nbytes / 1e9:.3g}", f"{bound.flops / 1e9:.3g}", f"{1000 * bound.seconds:.3g}"]
-            row.append(f"{record.median / bound.seconds:.3g}" if record and record.median else NOTHING)
+            ratio = record.median / bound.seconds if record and record.median else None
+            row.append(NOTHING if ratio is None else f"{ratio:.3g}" if ratio >= 1 else f"{ratio:.3g} (no bound)")
         rows.append(row)
     text = (
         "The least that it can take: weights that must be read at the bandwidth of a working set of that size, or "
         "flops of the program that runs (products that members share once) at the peak, whichever is more:"
     )
-    return f"{text}\n\n" + markdown(heading, rows) if rows and recipes else ""
+    table = f"{text}\n\n" + markdown(heading, rows) if rows and recipes else ""
+    return "\n\n".join(part for part in (table, _below(results, key)) if part)
+
+
+def _below(results: Results, key: str) -> str:
+    """Where a way took less than the limit of its recipe, which shows that this was measured too low."""
+    found = []
+    for record in results.records:
+        bound = results.bound(key, record.members, record.rows, WAYS[record.way].recipe)
+        if record.model == key and bound and record.median and record.median < bound.seconds:
+            ratio = record.median / bound.seconds
+            found.append(f"{WAYS[record.way].title} {record.members} × {record.rows} ({ratio:.3g} times)")
+    return "Below the measured limit, which is then no bound: " + ", ".join(found) + "." if found else ""
 
 
 def _agreement(records: Sequence[Record], ways: Sequence[str]) -> str:

@@ -65,6 +65,19 @@ def test_spread_limit_and_agreement(results):
     assert "16 × 1: compiled, 16 at once" in text
 
 
+def test_what_is_below_the_limit_is_said_to_show_that_it_is_none(results):
+    assert "no bound" not in tables.model(results, "mlp")
+    results.bounds[0] = Bound("mlp", 16, 1, "low_rank", 2e6, 1e7, 0.001)
+    # Of a peer the limit of its dense members counts.
+    results.bounds.append(Bound("mlp", 16, 1, "dense", 2e6, 1e7, 0.05))
+    text = tables.model(results, "mlp")
+    assert cells(text, "The least")[0]["low_rank: GB"] == "0.002"
+    assert "0.5 (no bound)" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("Below the measured limit")]
+    below = ["loop over modules 16 × 1 (0.2 times)", "ensembled, LowRank 16 × 1 (0.5 times)", "vmap 16 × 1 (0.4 times)"]
+    assert line.endswith(f"no bound: {', '.join(below)}.")
+
+
 def test_what_is_missing_says_why(results):
     results.missing["resnet"] = "no torchvision"
     assert "Missing: no torchvision." in tables.whole(results, ["mlp", "resnet", "lstm"])
