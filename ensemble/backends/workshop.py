@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,6 +58,8 @@ class Workshop:
         self.directory = self._private(directory)
         _clear(self.directory)
         self._process: subprocess.Popen[str] | None = None
+        self._scratch: Path | None = None
+        self._finish: Callable[[], object] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         self._lock = threading.Lock()
 
@@ -150,10 +153,14 @@ class Workshop:
         return self.directory / job.key
 
     def _ask(self, job: Job, seconds: float) -> str:
-        if self._process is None or self._process.poll() is not None:
+        # Where it was idle for long, another process may have taken its scratch away.
+        if self._process is None or self._process.poll() is not None or not (self._scratch and self._scratch.is_dir()):
+            self._end()
             self._start()
         assert self._process is not None
         assert self._process.stdin is not None
+        assert self._scratch is not None
+        _note_use(self._scratch)
         try:
             self._process.stdin.write(job.to_json() + "\n")
             self._process.stdin.flush()
@@ -172,14 +179,15 @@ class Workshop:
     def _start(self) -> None:
         # The package need not be installed, and the worker must be of the same one.
         source = str(Path(ensemble.__file__).parent.parent)
-        scratch = self.directory / "scratch"
-        scratch.mkdir(mode=0o700, exist_ok=True)
+        (self.directory / "scratch").mkdir(mode=0o700, exist_ok=True)
+        # Of its own, since other processes may share the directory.
+        self._scratch = Path(tempfile.mkdtemp(dir=self.directory / "scratch"))
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")])),
             "TORCHINDUCTOR_CACHE_DIR": str(self.directory / "inductor"),
             # Compilers put things under names there that others could guess.
-            "TMPDIR": str(scratch),
+            "TMPDIR": str(self._scratch),
             # Processes of its own would outlive it.
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
         }
@@ -193,19 +201,15 @@ class Workshop:
             # An interrupt from the keyboard is for the process that answers.
             start_new_session=True,
         )
+        # Also when nobody closes the workshop.
+        self._finish = weakref.finalize(self, _finish, self._process, self._scratch)
         self._answers = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._answers), daemon=True).start()
 
     def _end(self) -> None:
-        if self._process is None:
-            return
-        _kill(self._process)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        self._process = None
+        if self._finish is not None:
+            self._finish()
+        self._process = self._scratch = self._finish = None
 
 
 def _note_use(path: Path) -> None:
@@ -221,6 +225,38 @@ def _clear(directory: Path) -> None:
             kept = _DRAFT_SECONDS if path.name.startswith("draft-") else _UNUSED_SECONDS
             if path.is_file() and now - path.stat().st_mtime > kept:
                 path.unlink()
+    _clear_sources(directory / "inductor", now)
+    _clear_scratch(directory / "scratch", now)
+
+
+def _clear_sources(directory: Path, now: float) -> None:
+    """Remove what Inductor wrote and compiled long ago; the package that came of it is kept by itself."""
+    # Directories stay, since another process may be about to write into one.
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                if now - os.lstat(path := Path(parent, name)).st_mtime > _UNUSED_SECONDS:
+                    path.unlink()
+
+
+def _clear_scratch(directory: Path, now: float) -> None:
+    """Remove what processes left that were killed; one that is at work notes its use."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            with contextlib.suppress(OSError):
+                if now - path.lstat().st_mtime > _DRAFT_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _finish(process: subprocess.Popen[str], scratch: Path) -> None:
+    """End a process and take away what its compilers left."""
+    _kill(process)
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

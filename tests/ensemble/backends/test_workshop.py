@@ -1,8 +1,10 @@
 import os
 import stat
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,3 +222,111 @@ def test_what_was_not_used_for_long_is_cleared_away_and_use_counts(job, monkeypa
         "recent.xml", "plan-a.json", f"{job.key}.xml", f"{job.key}.bin"
     }  # fmt: skip
     assert all(time.time() - (directory / f"{job.key}{end}").stat().st_mtime < 3600 for end in (".xml", ".bin"))
+
+
+# Leaves something where compilers put things, and says where that is.
+LITTERING = """
+import json, os, pathlib, sys
+for line in sys.stdin:
+    scratch = pathlib.Path(os.environ["TMPDIR"])
+    (scratch / "torchinductor_me").mkdir(exist_ok=True)
+    (scratch / "torchinductor_me" / "headers.h.gch").write_text("precompiled")
+    with open(sys.argv[1] + "/places", "a") as places:
+        print(scratch, file=places)
+    print('{"error": "built nothing"}', flush=True)
+"""
+
+
+def littered(workshop, job):
+    with pytest.raises(ModelError, match="built nothing"):
+        workshop.build(job)
+    return Path((workshop.directory / "places").read_text().split()[-1])
+
+
+def test_what_compilers_leave_goes_with_their_process_and_not_with_anothers(job, monkeypatch, tmp_path):
+    working(monkeypatch, LITTERING)
+    with Workshop(tmp_path / "c") as one:
+        first = littered(one, job)
+        with Workshop(tmp_path / "c") as other:
+            second = littered(other, job)
+            assert {first, second} == set((tmp_path / "c" / "scratch").iterdir())
+            assert stat.S_IMODE(second.stat().st_mode) == 0o700
+        assert [*(tmp_path / "c" / "scratch").iterdir()] == [first]
+        assert (first / "torchinductor_me" / "headers.h.gch").is_file()
+        # The same process goes on where it was.
+        assert littered(one, job) == first
+    assert [*(tmp_path / "c" / "scratch").iterdir()] == []
+
+
+def test_a_process_that_is_given_up_leaves_nothing(job, monkeypatch, tmp_path):
+    working(monkeypatch, LITTERING.replace("print('", "import time; time.sleep(60); print('"))
+    workshop = Workshop(tmp_path / "c")
+    with pytest.raises(ModelError, match="longer than 5 seconds"):
+        workshop.build(job, 5)
+    assert (tmp_path / "c" / "places").exists()
+    assert [*(tmp_path / "c" / "scratch").iterdir()] == []
+
+
+def test_a_workshop_that_nobody_closes_leaves_nothing_when_python_ends(job, tmp_path):
+    program = f"""
+import sys
+from ensemble import ModelError
+from ensemble.backends import workshop
+from ensemble.backends.job import Job
+workshop._WORKER = [sys.executable, "-c", {LITTERING!r}]
+try:
+    kept = workshop.Workshop(workshop.Path({str(tmp_path / "c")!r}))
+    kept.build(Job.from_json({job.to_json()!r}))
+except ModelError as error:
+    assert "built nothing" in str(error), error
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert (tmp_path / "c" / "places").exists()
+    assert [*(tmp_path / "c" / "scratch").iterdir()] == []
+
+
+def test_what_compilers_wrote_is_cleared_away_as_well(tmp_path):
+    now = time.time()
+    hour, day, month = now - 3600, now - 25 * 3600, now - 31 * 24 * 3600
+    directory, outside = tmp_path / "c", tmp_path / "outside"
+    outside.mkdir()
+    ages = {
+        "inductor/ab/old.cpp": month, "inductor/ab/old.so": 0, "inductor/ab/recent.so": day,
+        "scratch/killed/headers.h.gch": 0, "scratch/killed/deep/a.o": 0, "scratch/at work/headers.h.gch": 0,
+        "scratch/old": day, "scratch/recent": hour,
+    }  # fmt: skip
+    for name, age in ages.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text("")
+        os.utime(directory / name, (age, age))
+    (outside / "old").write_text("somebody else's")
+    os.utime(outside / "old", (0, 0))
+    for name in ("inductor/link", "scratch/link"):
+        (directory / name).symlink_to(outside)
+    os.utime(directory / "scratch" / "killed", (day, day))
+    os.utime(directory / "scratch" / "at work", (hour, hour))
+    os.utime(directory / "scratch" / "link", (0, 0), follow_symlinks=False)
+    directory.chmod(0o700)
+    Workshop(directory)
+    left = {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}
+    assert left - {"inductor/link"} == {
+        "inductor/ab/recent.so", "scratch/at work/headers.h.gch", "scratch/recent"
+    }  # fmt: skip
+    assert (outside / "old").is_file()
+
+
+def test_a_process_whose_scratch_another_took_away_is_started_anew(job, monkeypatch, tmp_path):
+    working(monkeypatch, LITTERING)
+    with Workshop(tmp_path / "c") as workshop:
+        first = littered(workshop, job)
+        os.utime(first, (0, 0))
+        # A job is a use.
+        littered(workshop, job)
+        Workshop(tmp_path / "c")
+        assert first.is_dir()
+        os.utime(first, (0, 0))
+        Workshop(tmp_path / "c")
+        assert not first.exists()
+        second = littered(workshop, job)
+        assert second != first
+        assert second.is_dir()
