@@ -170,6 +170,7 @@ class AsyncClient:
             weights: patterns of the names of the weights that adapt; those in which members differ by default.
             factors: adapt the members' factors instead of full weights.
             keep_seconds: keep the adapted model for so long; ``result.parameters["adapted"]["handle"]`` is its handle.
+                Such a call is repeated only where the service surely did nothing.
             model, version, members, confidence_level, levels, priority, timeout, request_id: as of :meth:`infer`.
 
         Raises:
@@ -222,7 +223,8 @@ class AsyncClient:
             NotFound: there is none under this handle, or not any more.
             ClientError: any other.
         """
-        await self._run(flows.forget_adapted(self._settled, handle), self._settled.attempts(timeout))
+        attempts = self._settled.attempts(timeout)
+        await self._run(flows.forget_adapted(self._settled, handle, attempts), attempts)
 
     async def metadata(
         self, model: str | None = None, version: str | None = None, *, timeout: float | Own | None = Own.TIMEOUT
@@ -236,7 +238,7 @@ class AsyncClient:
         return found
 
     async def live(self) -> bool:
-        """Whether the service is there."""
+        """Whether the service is there, and answers in time."""
         return await self._is_well("/v2/health/live")
 
     async def ready(self, model: str | None = None, version: str | None = None) -> bool:
@@ -283,4 +285,4 @@ class AsyncClient:
             else:
                 if (error := calls.refusal(response)) is None:
                     return response
-            await asyncio.sleep(attempts.wait_after(error))
+            await asyncio.sleep(attempts.wait_after(error, idempotent=step.idempotent))

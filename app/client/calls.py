@@ -215,7 +215,7 @@ def refusal(response: httpx.Response) -> ClientError | None:
 def failure(error: Exception, attempts: Attempts) -> ClientError:
     """The error of an attempt without an answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return ConnectionFailed(f"there is no connection: {error}")
+        return ConnectionFailed(f"there is no connection: {error}", unprocessed=True)
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return attempts.over()
     if isinstance(error, httpx.DecodingError):

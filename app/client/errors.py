@@ -36,7 +36,9 @@ class ClientError(Exception):
         status: of the answer; None where there was none.
         request_id: under which the service's log explains it.
         retry_after: seconds after which the service would like to be asked again.
-        retryable: whether the same request may succeed later, and does no harm if it is repeated.
+        retryable: whether the same request may succeed later.
+        unprocessed: whether the service is known to have done nothing: it refused at once (429, 503), or there was no
+            connection to it.
     """
 
     retryable: ClassVar[bool] = False
@@ -48,12 +50,14 @@ class ClientError(Exception):
         status: int | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        unprocessed: bool = False,
     ) -> None:
         super().__init__(text)
         self.text = text
         self.status = status
         self.request_id = request_id
         self.retry_after = retry_after
+        self.unprocessed = unprocessed
 
     def __str__(self) -> str:
         facts = [] if self.status is None else [f"status {self.status}"]
@@ -124,6 +128,8 @@ _OF_STATUS: dict[int, type[ClientError]] = {
     503: Unavailable,
     504: DeadlineExceeded,
 }
+# Not 502, from a proxy whose service may have done it, nor 504.
+_UNPROCESSED = (429, 503)
 
 
 def error_of(status: int, headers: Mapping[str, str], text: str) -> ClientError:
@@ -143,6 +149,7 @@ def error_of(status: int, headers: Mapping[str, str], text: str) -> ClientError:
         status=status,
         request_id=headers.get("x-request-id"),
         retry_after=_retry_after(headers.get("retry-after")),
+        unprocessed=status in _UNPROCESSED,
     )
 
 

@@ -20,11 +20,13 @@ from app.client.errors import (
     BadRequest,
     ClientError,
     ConnectionFailed,
+    DeadlineExceeded,
     InputError,
     NotFound,
     Unavailable,
 )
 from app.client.result import Result
+from app.client.retry import Attempts
 
 T = TypeVar("T")
 
@@ -35,9 +37,12 @@ class Step:
 
     Attributes:
         request: what is sent.
+        idempotent: whether the service may do it twice; if not, it is repeated only where the service surely did
+            nothing.
     """
 
     request: httpx.Request
+    idempotent: bool = True
 
 
 Flow: TypeAlias = Generator[Step, httpx.Response, T]
@@ -109,7 +114,10 @@ def adapt(
     """An adaptation; ``wishes`` are the fields of the request beside the examples and the queries."""
     document = {"support": adapting.support(support), "queries": adapting.rows(queries, "queries"), **wishes}
     path = adapting.adapt_path((yield from _name(settled, model)), version)
-    return adapting.decode((yield Step(adapting.request(settled, path, document, request_id))))
+    # Adapted twice is as good as once, but of a second model that is kept nobody would know the handle.
+    keeps = wishes["keep_seconds"] is not None
+    response = yield Step(adapting.request(settled, path, document, request_id), idempotent=not keeps)
+    return adapting.decode(response)
 
 
 def ask_adapted(
@@ -126,9 +134,14 @@ def ask_adapted(
     return adapting.decode((yield Step(adapting.request(settled, path, document, request_id))))
 
 
-def forget_adapted(settled: Settled, handle: str) -> Flow[None]:
+def forget_adapted(settled: Settled, handle: str, attempts: Attempts) -> Flow[None]:
     """End an adapted model before its time."""
-    yield Step(settled.request("DELETE", adapting.adapted_path(handle)))
+    try:
+        yield Step(settled.request("DELETE", adapting.adapted_path(handle)))
+    except NotFound:
+        # What an attempt without an answer may have ended is gone as it should be.
+        if not attempts.in_doubt:
+            raise
 
 
 def metadata(settled: Settled, model: str | None, version: str | None) -> Flow[dict[str, Any]]:
@@ -145,7 +158,7 @@ def is_well(settled: Settled, path: str) -> Flow[bool]:
     """Whether what is asked about its health says that it is well."""
     try:
         yield Step(settled.request("GET", path))
-    except (Unavailable, ConnectionFailed):
+    except (Unavailable, ConnectionFailed, DeadlineExceeded):
         return False
     return True
 

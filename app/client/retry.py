@@ -42,6 +42,9 @@ class Attempts:
         retry: what is allowed.
         timeout: seconds for all attempts and the waits between them; None for no end.
         clock, uniform: for tests.
+
+    Attributes:
+        in_doubt: whether an earlier attempt at this request may have been done, although it brought no result.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Attempts:
         self._timeout = timeout
         self._end = None if timeout is None else clock() + timeout
         self._made = 0
+        self.in_doubt = False
 
     def left(self) -> float | None:
         """Seconds that are left; None for no end.
@@ -78,14 +82,18 @@ class Attempts:
         within = "in time" if self._timeout is None else f"within {self._timeout:g} seconds"
         return DeadlineExceeded(f"there was no answer {within}")
 
-    def wait_after(self, error: ClientError) -> float:
+    def wait_after(self, error: ClientError, *, idempotent: bool = True) -> float:
         """Seconds to wait before the next attempt.
+
+        Args:
+            error: of the last one.
+            idempotent: whether the service may do the request twice.
 
         Raises:
             ClientError: the error itself, if there is to be none.
         """
         self._made += 1
-        if not error.retryable or self._made >= self._retry.attempts:
+        if not error.retryable or self._made >= self._retry.attempts or not (idempotent or error.unprocessed):
             raise error
         asked = error.retry_after or 0.0
         if asked > self._retry.longest_asked:
@@ -95,8 +103,10 @@ class Attempts:
         if self._end is not None and self._clock() + wait >= self._end:
             # Nobody could make use of an answer by then.
             raise error
+        self.in_doubt |= not error.unprocessed
         return wait
 
     def start_over(self) -> None:
         """The next request of several that share the time."""
         self._made = 0
+        self.in_doubt = False

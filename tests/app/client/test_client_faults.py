@@ -114,6 +114,14 @@ def test_an_answer_that_comes_little_by_little_has_no_more_time_than_another(scr
     assert infer(connect(server.url, retry=Retry(attempts=1)))["mean"] == [2]
 
 
+@pytest.mark.parametrize("fault", [SILENCE, Dripping(answer(200), 0.1), answer(504)])
+def test_a_service_that_does_not_answer_is_neither_live_nor_ready(scripted, connect, fault):
+    client = connect(scripted(fault).url, timeout=0.4)
+    assert client.live() is False
+    assert client.ready() is False
+    assert client.ready("m") is False
+
+
 def test_a_service_that_was_too_late_is_asked_again_where_there_is_time(scripted, connect):
     late = answer(504, b'{"error": "its time had passed"}')
     server = scripted(METADATA, late, RESULT)

@@ -85,6 +85,36 @@ def test_what_cannot_get_better_is_not_repeated(kind):
         attempts().wait_after(kind("x"))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        TooManyRequests("x", unprocessed=True),
+        Unavailable("x", unprocessed=True),
+        ConnectionFailed("x", unprocessed=True),
+    ],
+)
+def test_what_must_not_be_done_twice_is_repeated_if_it_was_surely_not_done(error):
+    made = attempts()
+    assert made.wait_after(error, idempotent=False) > 0
+    assert not made.in_doubt
+    with pytest.raises(ConnectionFailed):
+        made.wait_after(ConnectionFailed("x"), idempotent=False)
+    assert not made.in_doubt
+
+
+def test_an_attempt_that_may_have_been_done_leaves_doubt_until_the_next_request():
+    made = attempts()
+    made.wait_after(ConnectionFailed("x"))
+    made.wait_after(TooManyRequests("x", unprocessed=True))
+    assert made.in_doubt
+    with pytest.raises(NotFound):
+        made.wait_after(NotFound("x"))
+    made.start_over()
+    with pytest.raises(NotFound):
+        made.wait_after(NotFound("x"))
+    assert not made.in_doubt
+
+
 def test_one_attempt_repeats_nothing():
     with pytest.raises(ConnectionFailed):
         attempts(attempts=1).wait_after(ConnectionFailed("x"))
