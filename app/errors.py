@@ -166,6 +166,14 @@ class Unavailable(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The time that the request gave, or that the service gives, passed before there was an answer."""
+    """The time that the request gave, or that the service gives, passed before there was an answer.
+
+    Attributes:
+        spent: seconds that it waited, and that its calls took until then; None if it was past before either.
+    """
 
     status = 504
+
+    def __init__(self, message: str, *, spent: tuple[float, float] | None = None) -> None:
+        super().__init__(message)
+        self.spent = spent

@@ -303,8 +303,15 @@ class Batcher:
         if job.gone or (job.answer.done() and not job.answer.cancelled()):
             return
         self._note_taken()
-        self._ending.give_up(job, _too_late())
+        self._ending.give_up(job, _too_late(self._spent(job)))
         self._ledger.refused(job.target, reason)
+
+    def _spent(self, job: Job) -> tuple[float, float]:
+        """Seconds that a request has waited, and that its calls have taken, until now."""
+        now = time.perf_counter()
+        running = (turn.begun for turn in self._turns if any(piece.job is job for piece in turn.live))
+        computed = job.computed + sum(now - begun for begun in running)
+        return max(0.0, now - job.queued_at - computed), computed
 
     def give_up_waiting(self, error: Exception, reason: Reason) -> None:
         """Answer every request with an error, but for those of the call that runs."""
@@ -338,5 +345,6 @@ class Batcher:
                 self._line.postpone(piece.job, time.perf_counter())
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("the request's deadline passed before it was answered; it was not computed in time")
+def _too_late(spent: tuple[float, float] | None = None) -> DeadlineExceeded:
+    text = "the request's deadline passed before it was answered; it was not computed in time"
+    return DeadlineExceeded(text, spent=spent)

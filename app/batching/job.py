@@ -108,7 +108,7 @@ class Job:
 
     def _joined(self) -> Answer:
         parts = sorted(self._parts, key=lambda pair: pair[0])
-        computed = sum(part.computed for _, part in parts)
+        computed = self.computed
         counts = [part.members for _, part in parts if part.members is not None]
         return Answer(
             {name: np.concatenate([part.arrays[name] for _, part in parts]) for name in self.outputs},
@@ -118,6 +118,11 @@ class Job:
             computed,
             tuple(start + row for start, part in parts for row in part.non_finite_rows),
         )
+
+    @property
+    def computed(self) -> float:
+        """Seconds that the calls took which gave some of its rows."""
+        return sum(part.computed for _, part in self._parts)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error."""

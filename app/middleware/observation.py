@@ -11,7 +11,6 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.batching import Answer
 from app.errors import InternalError, ServiceError, Unavailable
 from app.logs import request_id, trace_id
 from app.metrics import Metrics
@@ -34,7 +33,7 @@ class Observation:
     """Gives each request an id (the client's own X-Request-ID where it is harmless), and sends it back.
 
     Every answer says in ``Server-Timing`` how many milliseconds passed since its head was read (``total``); that of an
-    inference also how many it waited (``queue``) and its call took (``infer``).
+    inference, or of one whose deadline passed, also how many it waited (``queue``) and its call took (``infer``).
 
     Args:
         tracing: makes a span of each request.
@@ -67,9 +66,10 @@ class Observation:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 now = time.perf_counter()
-                if (answer := state.get("answer")) is not None:
+                if "answer" in state:
                     state["encoded"] = now - state["answered_at"]
-                headers = ((b"x-request-id", number.encode()), (b"server-timing", _timing(answer, now - begun)))
+                timing = _timing(state.get("spent"), now - begun)
+                headers = ((b"x-request-id", number.encode()), (b"server-timing", timing))
                 message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
@@ -120,17 +120,19 @@ def _traced(scope: Scope) -> dict[str, str]:
     return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACED}
 
 
-def _timing(answer: Answer | None, seconds: float) -> bytes:
+def _timing(spent: tuple[float, float] | None, seconds: float) -> bytes:
     total = b"total;dur=%.3f" % (1000 * seconds)
-    if answer is None:
+    if spent is None:
         return total
-    return b"queue;dur=%.3f, infer;dur=%.3f, %b" % (1000 * answer.queued, 1000 * answer.computed, total)
+    queued, computed = spent
+    return b"queue;dur=%.3f, infer;dur=%.3f, %b" % (1000 * queued, 1000 * computed, total)
 
 
 def _told(status: int, seconds: float, state: dict[str, Any]) -> dict[str, Any]:
     """The fields of a request's line in the log."""
     fields: dict[str, Any] = {"status": status, "ms": round(1000 * seconds, 2)}
     fields |= {key: state[key] for key in ("model", "version", "rows", "members") if key in state}
-    if (answer := state.get("answer")) is not None:
-        fields |= {"queue_ms": round(1000 * answer.queued, 2), "infer_ms": round(1000 * answer.computed, 2)}
+    if (spent := state.get("spent")) is not None:
+        queued, computed = spent
+        fields |= {"queue_ms": round(1000 * queued, 2), "infer_ms": round(1000 * computed, 2)}
     return fields

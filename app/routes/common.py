@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.batching import Answer
-from app.errors import ClientGone
+from app.errors import ClientGone, DeadlineExceeded
 from app.protocol import TIMEOUT_HEADER, InferRequest, parse_timeout
 from app.routes.gone import unless_gone
 from app.served import Served
@@ -54,10 +54,14 @@ async def ask(request: Request, model: Served, asked: InferRequest) -> Answer:
     state.rows, state.asked_at = asked.rows, time.time_ns()
     arrived = getattr(state, "received_at", state.read_at)
     waiting = service_of(request).answer(model, asked, arrived=arrived)
-    answer = await unless_gone(request.receive, waiting)
+    try:
+        answer = await unless_gone(request.receive, waiting)
+    except DeadlineExceeded as late:
+        state.spent = late.spent
+        raise
     state.answered_at = time.perf_counter()
     state.members = len(model.ensemble) if answer.members is None else answer.members
-    state.answer = answer
+    state.answer, state.spent = answer, (answer.queued, answer.computed)
     return answer
 
 

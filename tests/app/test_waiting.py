@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +99,9 @@ def test_what_is_past_its_deadline_is_answered_504_while_the_engine_is_busy_and_
         for answer in (by_header(), by_parameter(), v2):
             assert answer.status_code == 504
             assert "deadline passed" in answer.json()["error"]
+            # All that time it waited for its call.
+            spent = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"]))
+            assert float(spent["infer"]) == 0 < float(spent["queue"]) <= float(spent["total"])
         stays = held.ask("house", inputs, timeout_seconds=60)
         until(lambda: held.queued() == 2, "the one with time waits, and the others do not")
     assert first().status_code == 200

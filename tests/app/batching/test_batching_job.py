@@ -49,7 +49,9 @@ def test_parts_are_joined_in_the_order_of_the_rows_whichever_came_first(order):
     ]
     for n in order:
         assert not asked.answer.done()
+        before = asked.computed
         asked.give(pieces[n], parts[n])
+        assert asked.computed == before + parts[n].computed
     answer = asked.answer.result()
     assert answer.arrays["double"].tolist() == [[0], [2], [4]]
     assert (answer.members, answer.computed, answer.non_finite_rows) == (7, 0.75, (1, 2))

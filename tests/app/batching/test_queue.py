@@ -142,6 +142,35 @@ def test_a_client_does_not_wait_for_a_call_longer_than_its_deadline():
     asyncio.run(main())
 
 
+def test_who_is_too_late_is_told_what_of_its_time_it_waited_and_what_was_computed():
+    async def main():
+        bench = Bench(max_rows=1)
+        first = await bench.busy()
+        waits = bench.ask(1, timeout=0.02)
+        with pytest.raises(DeadlineExceeded) as waited:
+            await waits
+        queued, computed = waited.value.spent
+        assert queued > 0
+        assert computed == 0
+        bench.engine.free.set()
+        await first
+        runs_too_long = await bench.busy(2)
+        (turn,) = bench.batcher._turns
+        (job,) = (piece.job for piece in turn.live)
+        # As if it had waited for two seconds, and run for three since.
+        job.queued_at, turn.begun = job.queued_at - 5, turn.begun - 3
+        bench.batcher._leave(job, "deadline")
+        with pytest.raises(DeadlineExceeded) as computing:
+            await runs_too_long
+        queued, computed = computing.value.spent
+        assert queued == pytest.approx(turn.begun - job.queued_at)
+        assert computed >= 3
+        (late,) = await bench.finish(bench.ask(3, timeout=-1))
+        assert late.spent is None
+
+    asyncio.run(main())
+
+
 def test_what_comes_after_its_deadline_is_refused():
     async def main():
         bench = Bench()

@@ -154,7 +154,7 @@ def test_an_inference_says_how_long_its_parts_took_and_the_log_says_it_too(caplo
     async def inference(scope, receive, send):
         scope["state"] |= {
             "model": "m", "version": "3", "rows": 2, "members": 16, "asked_at": 1, "decoded": 0.0,
-            "answered_at": 0.0, "answer": Answer({}, None, 0.0015, 0.25),
+            "answered_at": 0.0, "answer": Answer({}, None, 0.0015, 0.25), "spent": (0.0015, 0.25),
         }  # fmt: skip
         await fine(scope, receive, send)
 
@@ -171,6 +171,18 @@ TOTAL = rb"total;dur=\d+\.\d{3}"
 
 def test_what_is_no_inference_says_how_long_it_took_in_all():
     assert re.fullmatch(TOTAL, dict(ask(fine)[0]["headers"])[b"server-timing"])
+
+
+def test_what_came_too_late_says_what_of_its_time_it_waited(caplog):
+    caplog.set_level(logging.INFO)
+
+    async def late(scope, receive, send):
+        scope["state"]["spent"] = (0.5, 0.25)
+        raise DeadlineExceeded("late")
+
+    said = dict(ask(late)[0]["headers"])[b"server-timing"]
+    assert re.fullmatch(rb"queue;dur=500\.000, infer;dur=250\.000, " + TOTAL, said)
+    assert (vars(caplog.records[-1])["queue_ms"], vars(caplog.records[-1])["infer_ms"]) == (500, 250)
 
 
 @pytest.mark.parametrize("error", [NotFound("no"), DeadlineExceeded("late"), TooManyRequests("full"), KeyError("bug")])
