@@ -105,10 +105,12 @@ def test_time_is_told_to_the_service_and_is_over_here_too(scripted, connect):
 
 def test_an_answer_that_comes_little_by_little_has_no_more_time_than_another(scripted, connect):
     # Whole after some five seconds, and never silent for long.
-    server = scripted(METADATA, Dripping(RESULT, 0.025))
+    server = scripted(METADATA, RESULT, Dripping(RESULT, 0.025))
+    client = connect(server.url, retry=QUICK)
+    infer(client)
     with pytest.raises(DeadlineExceeded, match=r"there was no answer within 0\.4 seconds"):
-        infer(connect(server.url, retry=QUICK), timeout=0.4)
-    assert len(server.requests) == 2
+        infer(client, timeout=0.4)
+    assert len(server.requests) == 3
     # As long as there is time for it, it is an answer.
     server = scripted(METADATA, Dripping(RESULT, 0.0005))
     assert infer(connect(server.url, retry=Retry(attempts=1)))["mean"] == [2]
