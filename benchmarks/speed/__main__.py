@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.speed.environment import settle
+from benchmarks.speed.environment import BRIEF, settle
 from benchmarks.telling import positive, teller
 
 _MODELS = ("tiny", "mlp", "cnn", "resnet", "transformer", "lstm", "minilm")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        settle(args.threads, folder)
+        settle(args.threads, folder, brief=False)
         return _measure(parser, args, Path(folder), list(sys.argv[1:] if argv is None else argv))
 
 
@@ -79,7 +79,9 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: 
         verbose=args.verbose,
     )
     command = shlex.join(["python", "-m", "benchmarks.speed", *words])
-    environment = ", ".join(f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT"))
+    environment = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"
+    for name, value in BRIEF.items():
+        environment += f", {name}={os.environ.get(name, f'{value} (this library), default (the others)')}"
     results = Results(f"{describe(_PACKAGES)}; {torch.backends.cpu.get_cpu_capability()}; {environment}.", command)
     say = teller()
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 
+# Threads of OpenMP that wait spinning for milliseconds after each call take the cores from whoever is next: the service
+# sets this where nothing else is set.
+BRIEF = {"GOMP_SPINCOUNT": "1000"}
 
-def settle(threads: int | None, cache: str) -> None:
+
+def settle(threads: int | None, cache: str, *, brief: bool = True) -> None:
     """For this process and all that it starts.
 
     Args:
-        cache: a folder for what is compiled and for plans that are kept, empty, so that no earlier run helps.
         threads: how many; all cores that the process may use by default.
+        cache: a folder for what is compiled and for plans that are kept, empty, so that no earlier run helps.
+        brief: threads spin as briefly as in the service; else for as long as is OpenMP's default.
     """
     if threads is not None and hasattr(os, "sched_setaffinity"):
         # The one setting that every runtime heeds.
@@ -18,8 +23,9 @@ def settle(threads: int | None, cache: str) -> None:
         os.sched_setaffinity(0, mine[:threads])
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = str(min(threads or count, count))
-    # Threads that spin after their work is done take the cores from whoever has the next turn.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if brief:
+        for name, value in BRIEF.items():
+            os.environ.setdefault(name, value)
     # Compilers of torch.compile in processes of their own would stay beside what is timed.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(cache, "compiled")

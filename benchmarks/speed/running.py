@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.models import MODELS, RECIPES
 from benchmarks.speed import ours, peers
+from benchmarks.speed.environment import BRIEF
 from benchmarks.speed.reference import difference
 
 # Runs in one visit; more say nothing new.
@@ -31,6 +32,7 @@ class Way:
         copies: how many times over it holds its weights, at most, while it prepares and runs.
         package: what must be installed; None for what this project needs anyway.
         whole: it runs all members at once, so that activations of all of them are held.
+        environment: variables of its process, where they are not set already.
     """
 
     title: str
@@ -38,14 +40,15 @@ class Way:
     copies: float
     package: str | None = None
     whole: bool = True
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-# In the order in which they are prepared: where time runs out, the last ones go without.
+# In the order of the tables' columns. This library has its threads wait as its service does, the others as they would.
 WAYS = {
     "loop": Way("loop over modules", "dense", 1, whole=False),
-    "dense": Way("ensembled, dense", "dense", 1.5, whole=False),
-    "low_rank": Way("ensembled, LowRank", "low_rank", 1.5, whole=False),
-    "rank1": Way("ensembled, Rank1", "rank1", 1.5, whole=False),
+    "dense": Way("ensembled, dense", "dense", 1.5, whole=False, environment=BRIEF),
+    "low_rank": Way("ensembled, LowRank", "low_rank", 1.5, whole=False, environment=BRIEF),
+    "rank1": Way("ensembled, Rank1", "rank1", 1.5, whole=False, environment=BRIEF),
     "vmap": Way("vmap", "dense", 1),
     "openvino": Way("OpenVINO", "dense", 3, "openvino"),
     "onnxruntime": Way("ONNX Runtime", "dense", 4, "onnxruntime"),

@@ -144,7 +144,8 @@ class Schedule:
                 continue
             path = self._reference(model, WAYS[way].recipe)
             arguments = (model, way, members, self.settings.batches, path, self.settings.planning)
-            worker = stack.enter_context(Worker(Running, *arguments, verbose=self.settings.verbose))
+            worker = Worker(Running, *arguments, verbose=self.settings.verbose, environment=WAYS[way].environment)
+            stack.enter_context(worker)
             try:
                 took = self._ask(worker, "start", deadline=deadline)
                 workers[way] = worker

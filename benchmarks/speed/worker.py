@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -37,14 +38,23 @@ class Worker:
         make: a function of a module, or a class; called in the process.
         arguments: its arguments.
         verbose: leave what it prints on standard error.
+        environment: variables that it has, where they are not set already. What reads them when it is imported, as
+            OpenMP does, finds them.
     """
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        *arguments: Any,
+        verbose: bool = False,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, arguments, verbose), daemon=False)
         # Not a daemon, which might have no processes of its own.
-        self._process.start()
+        with _variables(environment):
+            self._process.start()
         theirs.close()
 
     def __enter__(self) -> Worker:
@@ -90,6 +100,17 @@ class Worker:
         self._process.join()
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+@contextlib.contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    added = {name: value for name, value in environment.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def isolated(function: Callable[..., Any], *arguments: Any, timeout: float, verbose: bool = False) -> Any:

@@ -23,8 +23,9 @@ class Fake:
     behaviour: dict
     asked: list
 
-    def __init__(self, make, model, way, members, batches, reference, planning, verbose):
+    def __init__(self, make, model, way, members, batches, reference, planning, verbose, environment):
         assert make is running.Running
+        assert environment == running.WAYS[way].environment
         self.way, self.members = way, members
 
     def __enter__(self):
@@ -180,7 +181,7 @@ def test_a_model_that_is_missing(run):
     ],
 )
 def test_the_command_refuses_what_it_does_not_know(words, text, capsys, monkeypatch):
-    monkeypatch.setattr(command, "settle", lambda *_: None)
+    monkeypatch.setattr(command, "settle", lambda *_, **__: None)
     with pytest.raises(SystemExit) as caught:
         command.main(words)
     assert caught.value.code == 2

@@ -9,6 +9,11 @@ import pytest
 from benchmarks.speed.worker import LostError, RefusedError, Worker, isolated, said
 
 
+class _Environment:
+    def get(self, name):
+        return os.environ.get(name)
+
+
 def test_an_object_keeps_its_state_between_questions():
     with Worker(dict, {"a": 1}) as worker:
         assert worker.ask("setdefault", "b", 2, timeout=60) == 2
@@ -17,6 +22,15 @@ def test_an_object_keeps_its_state_between_questions():
             worker.ask("__getitem__", "c", timeout=60)
         assert not isinstance(caught.value, LostError)
         assert worker.ask("copy", timeout=60) == {"a": 1, "b": 2}
+
+
+def test_it_has_variables_that_are_not_set_already(monkeypatch):
+    monkeypatch.setenv("SPIN_ONE", "mine")
+    assert "SPIN_TWO" not in os.environ
+    with Worker(_Environment, environment={"SPIN_ONE": "theirs", "SPIN_TWO": "theirs"}) as worker:
+        assert worker.ask("get", "SPIN_ONE", timeout=60) == "mine"
+        assert worker.ask("get", "SPIN_TWO", timeout=60) == "theirs"
+    assert "SPIN_TWO" not in os.environ
 
 
 def test_one_that_hangs_is_ended():
