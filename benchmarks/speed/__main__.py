@@ -59,9 +59,10 @@ def _measure(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: 
     from benchmarks.machine import describe
     from benchmarks.models import MODELS
     from benchmarks.speed import tables
+    from benchmarks.speed.budget import LOOP
     from benchmarks.speed.results import Results
     from benchmarks.speed.running import WAYS
-    from benchmarks.speed.schedule import LOOP, Schedule, Settings
+    from benchmarks.speed.schedule import Schedule, Settings
 
     for option, given, known in (("--models", args.models, MODELS), ("--ways", args.ways or [], WAYS)):
         if unknown := [name for name in given if name not in known]:

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import Limits, free_memory, limits, version
-from benchmarks.speed import reference
+from benchmarks.speed import budget, reference
+from benchmarks.speed.budget import LOOP
 from benchmarks.speed.counting import Count, Facts, Size, facts_of
 from benchmarks.speed.fitting import calling, holding, shifts, unfit
 from benchmarks.speed.results import Bound, Record, Results
 from benchmarks.speed.running import WAYS, Prepared, Running
 from benchmarks.speed.worker import LostError, RefusedError, Worker, isolated
 
-LOOP = "loop"
 NO_TIME = "no time left"
 ROUNDS = 5
-# Shares of the time that there is, after which no further way is started or prepared: it is left for those that are.
-_STARTING, _PREPARING = 0.6, 0.7
 # Share of the free memory that may be used.
 _USED = 0.85
 
@@ -106,23 +104,37 @@ class Schedule:
             self.results.missing[model] = str(error)
             self.say(f"{model}: {error}")
             return
-        left = len(self.settings.members)
+        efforts = {members: self._effort(members, facts.size) for members in self.settings.members}
         for members in self.settings.members:
-            share = (deadline - time.monotonic()) / left
-            left -= 1
-            self.group(model, members, facts.size, time.monotonic() + share)
+            # What one leaves of its share goes to those that follow.
+            share = efforts[members] / sum(efforts.values()) if efforts[members] else 0.0
+            del efforts[members]
+            self.group(model, members, facts.size, _share(deadline, share))
+        # Other work on the machine may have been in the way of one measurement, and so of none for the whole model.
+        with contextlib.suppress(RefusedError):
+            self._measure_limits()
+
+    def _effort(self, members: int, size: Size) -> float:
+        groups, _ = self._groups(members, size)
+        settings = self.settings
+        return budget.effort(groups, len(settings.batches), settings.seconds, settings.planning)
+
+    def _groups(self, members: int, size: Size) -> tuple[list[list[str]], dict[str, str]]:
+        needs = {way: holding(way, size, members) for way in budget.order(self.installed)}
+        return shifts(needs, int(_USED * free_memory()), LOOP)
 
     def group(self, model: str, members: int, size: Size, deadline: float) -> None:
         """All cells of one model and number of members."""
         for way in self.settings.ways:
             if way not in self.installed:
                 self._reason(model, members, self.settings.batches, way, "not installed")
-        needs = {way: holding(way, size, members) for way in self.installed}
-        groups, reasons = shifts(needs, int(_USED * free_memory()), LOOP)
+        groups, reasons = self._groups(members, size)
         for way, reason in reasons.items():
             self._reason(model, members, self.settings.batches, way, reason)
         for number, ways in enumerate(groups):
-            end = time.monotonic() + (deadline - time.monotonic()) / (len(groups) - number)
+            measured = {LOOP} if any(LOOP in earlier for earlier in groups[:number]) else set()
+            ways = budget.order(ways, measured)
+            end = budget.end(ways, len(groups) - 1 - number, time.monotonic(), deadline)
             with contextlib.ExitStack() as stack:
                 self._shift(model, members, ways, size, end, stack)
 
@@ -136,25 +148,28 @@ class Schedule:
         stack: contextlib.ExitStack,
     ) -> None:
         workers: dict[str, Worker] = {}
-        starting = _share(deadline, _STARTING)
-        for way in ways:
+        starting = _share(deadline, budget.STARTING)
+        for number, way in enumerate(ways):
             if time.monotonic() > starting:
                 self.say(f"  {members} members, {WAYS[way].title}: {NO_TIME}")
                 self._reason(model, members, self.settings.batches, way, NO_TIME)
                 continue
             path = self._reference(model, WAYS[way].recipe)
-            arguments = (model, way, members, self.settings.batches, path, self.settings.planning)
+            planning = budget.planning(
+                self.settings.planning, ways[number:], len(self.settings.batches), starting - time.monotonic()
+            )
+            arguments = (model, way, members, self.settings.batches, path, planning)
             worker = Worker(Running, *arguments, verbose=self.settings.verbose, environment=WAYS[way].environment)
             stack.enter_context(worker)
             try:
-                took = self._ask(worker, "start", deadline=deadline)
+                took = self._ask(worker, "start", deadline=starting)
                 workers[way] = worker
                 self.say(f"  {members} members, {WAYS[way].title}: held after {took:.1f} s")
             except RefusedError as error:
                 self.say(f"  {members} members, {WAYS[way].title}: {error}")
                 self._reason(model, members, self.settings.batches, way, str(error))
         for number, rows in enumerate(self.settings.batches):
-            end = time.monotonic() + (deadline - time.monotonic()) / (len(self.settings.batches) - number)
+            end = budget.cell(ways, len(self.settings.batches) - 1 - number, time.monotonic(), deadline)
             ready = self._prepare(model, members, rows, workers, size, end)
             times, lost = self._time(rows, {way: workers[way] for way in ready})
             self._keep(model, members, rows, ready, times, lost)
@@ -165,7 +180,7 @@ class Schedule:
         self, model: str, members: int, rows: int, workers: dict[str, Worker], size: Size, deadline: float
     ) -> dict[str, Prepared]:
         ready = {}
-        preparing = _share(deadline, _PREPARING)
+        preparing = _share(deadline, budget.PREPARING)
         for way, worker in list(workers.items()):
             if time.monotonic() > preparing:
                 self._reason(model, members, [rows], way, NO_TIME)
@@ -239,8 +254,8 @@ class Schedule:
                     "" if times[way] else lost[way],
                 )
             )
-        told = [f"{WAYS[way].title} {1000 * statistics.median(t):.3g} ms" for way, t in times.items() if t]
-        self.say(f"  {members} × {rows}: " + ", ".join(told))
+        if told := [f"{WAYS[way].title} {1000 * statistics.median(t):.3g} ms" for way, t in times.items() if t]:
+            self.say(f"  {members} × {rows}: " + ", ".join(told))
 
     def _ask(self, worker: Worker, method: str, *arguments: int, deadline: float) -> Any:
         left = deadline - time.monotonic()
@@ -261,7 +276,7 @@ class Schedule:
                 self.results.records.append(Record(model, members, rows, way, reason=reason))
 
     def _measure_limits(self) -> None:
-        measured: Limits = self._isolated(limits, min(8.0, 6 * self.settings.seconds))
+        measured: Limits = self._isolated(limits, min(4.0, 3 * self.settings.seconds))
         self.limits = measured if self.limits is None else self.limits.best(measured)
         self.results.limits = dataclasses.asdict(self.limits)
         for bound in self.results.bounds:
