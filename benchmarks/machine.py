@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ensemble.memory import available
+
 # Sizes of the buffers whose reading is timed: from what fits a core's own cache to what fits none.
 SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
 # Products whose speed is measured, (rows, inner, columns): squares, and tall and wide ones as layers have them. Which
@@ -53,14 +55,8 @@ def cores() -> int:
 
 def free_memory() -> int:
     """Bytes that can still be allocated, as the system and the control group say; 2⁶² where neither does."""
-    limits = [2**62]
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(limits)
+    free = available(torch.device("cpu"))
+    return 2**62 if free is None else free
 
 
 @dataclasses.dataclass(frozen=True)

@@ -196,7 +196,9 @@ def draw_own(
     Raises:
         MemoryLimitError: they do not fit, before anything is allocated.
     """
-    require(bytes_of(shapes), count, device)
+    # A recipe that has factors would have drawn them where that is possible.
+    has_factors = bool(factored or structures(recipe, {name: weights[name] for name in shapes}))
+    require(shapes.values(), count, device, factors="" if has_factors else "LowRank")
     stacked = {name: torch.empty((count, *shape), dtype=kind, device=device) for name, (kind, shape) in shapes.items()}
     sides = {name + side for name in factored for side in (LEFT, RIGHT)}
     names = [*(name for name in shapes if name not in sides), *factored]
@@ -243,7 +245,7 @@ def stack(models: Sequence[nn.Module], weights: Weights, *, device: torch.device
     ]
     if not differ:
         raise ModelError("All models have the same weights; an ensemble needs members that differ.")
-    require(sum(weights[n].numel() * weights[n].element_size() for n in differ), len(models), device)
+    require([(weights[name].dtype, weights[name].shape) for name in differ], len(models), device)
     stacked = {
         name: torch.empty((len(models), *weights[name].shape), dtype=weights[name].dtype, device=device)
         for name in differ

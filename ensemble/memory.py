@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,10 @@ from ensemble.errors import MemoryLimitError
 
 # Kept free for activations and everything else in the process.
 _RESERVE = 0.1
+_SYSTEM = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+# Dtype and shape of a weight.
+_Kind = tuple[torch.dtype, Sequence[int]]
 
 
 def available(device: torch.device) -> int | None:
@@ -27,37 +32,65 @@ def available(device: torch.device) -> int | None:
     if device.type != "cpu" or sys.platform != "linux":
         return None
     limits = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        used = int((group / "memory.current").read_text())
-        limits.append(int((group / "memory.max").read_text()) - used)
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        limits.append(1024 * _read(_SYSTEM)["MemAvailable:"])
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        limits.append(int((_GROUP / "memory.max").read_text()) - int((_GROUP / "memory.current").read_text()))
+        # Files that were read and are not in use are counted there, and make way, as MemAvailable takes it.
+        limits[-1] += _read(_GROUP / "memory.stat")["inactive_file"]
     return min(limits, default=None)
 
 
-def require(per_member: int, members: int, device: torch.device) -> None:
+def _read(path: Path) -> dict[str, int]:
+    """Numbers by the word before them, a line each."""
+    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
+
+
+def require(own: Iterable[_Kind], members: int, device: torch.device, *, factors: str = "") -> None:
     """Refuse members that will not fit.
 
     Args:
-        per_member: bytes that one member has of its own.
+        own: dtype and shape of each weight that one member has of its own.
         members: how many.
         device: where.
+        factors: what would give such members two thin factors in place of a whole weight; empty if nothing would.
 
     Raises:
         MemoryLimitError: with what would fit.
     """
-    free = available(device)
-    need = per_member * members
+    free, own = available(device), list(own)
+    each = _nbytes(own)
+    need = each * members
     if free is None or need <= free * (1 - _RESERVE):
         return
-    fits = int(free * (1 - _RESERVE) // per_member)
+    ways = [(each, ""), (_nbytes(map(_halved, own)), " with weights in bfloat16")]
+    if factors:
+        ways.append((_nbytes(map(_factored, own)), f" with factors in place of whole weights ({factors})"))
+    found, most = [], 0
+    for nbytes, how in ways:
+        fitting = min(members, int(free * (1 - _RESERVE) // max(1, nbytes)))
+        if fitting > most:
+            found.append(f"{fitting} member{'s' if fitting > 1 else ''}{how}")
+            most = fitting
+    found.append("a recipe that perturbs fewer weights (include=, exclude=)")
     raise MemoryLimitError(
-        f"{members} members of {human(per_member)} each need {human(need)} on {device}, of which {human(free)} is "
-        f"free. What would fit: {fits} members, or weights in bfloat16 (twice as many), or a recipe that perturbs "
-        "fewer weights (include=, exclude=)."
+        f"{members} members of {human(each)} each need {human(need)} on {device}, of which {human(free)} is free. "
+        f"What would fit: {', or '.join(found)}."
     )
+
+
+def _nbytes(own: Iterable[_Kind]) -> int:
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in own)
+
+
+def _halved(kind: _Kind) -> _Kind:
+    dtype, shape = kind
+    return (torch.bfloat16 if dtype.is_floating_point and dtype.itemsize > 2 else dtype), shape
+
+
+def _factored(kind: _Kind) -> _Kind:
+    dtype, shape = kind
+    return dtype, (shape[0] + math.prod(shape[1:]),) if len(shape) > 1 else shape
 
 
 def human(nbytes: float) -> str:

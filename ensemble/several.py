@@ -88,7 +88,7 @@ def interleaved(parts: Sequence[Members]) -> Members:
     shared, stacked, factored = {}, {}, {}
     dense = [name for name in names if not _is_shared(parts, name) and not _is_factored(parts, name)]
     device = next(iter({**first.shared, **first.stacked}.values())).device
-    require(sum(_one(first, name).numel() * _one(first, name).element_size() for name in dense), count, device)
+    require([(_one(first, name).dtype, _one(first, name).shape) for name in dense], count, device)
     for name in names:
         if _is_factored(parts, name):
             factored[name], shared[name] = first.factored[name], first.shared[name]

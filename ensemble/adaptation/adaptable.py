@@ -79,7 +79,8 @@ class Adaptable:
         program = factored_program(ensemble.program, kept) if kept else ensemble.program
         if dense:
             full = ensemble.program.empty_weights()
-            require(sum(full[name].numel() * full[name].element_size() for name in dense), count, ensemble.device)
+            kinds = [(full[name].dtype, full[name].shape) for name in dense]
+            require(kinds, count, ensemble.device, factors="factors=True")
         own = all_members.slice(0, count)
         every = {**all_members.shared, **own}
         differing = set(own)

@@ -203,7 +203,7 @@ def _members(
     )
     factored, dense = factorable(program, generated.factored)
     alone = in_full(generated.read(probe), weights, dense)
-    require(sum(tensor[0].numel() * tensor.element_size() for tensor in alone.values()), count, place)
+    require([(_dtype(name, weights), tensor.shape[1:]) for name, tensor in alone.items()], count, place)
     stacked = {n: torch.empty((count, *t.shape[1:]), dtype=_dtype(n, weights), device=place) for n, t in alone.items()}
     step = max(2, _NUMBERS // max(1, sum(tensor[0].numel() for tensor in alone.values())))
     for start in range(0, count, step):

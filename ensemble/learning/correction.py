@@ -58,7 +58,7 @@ def corrected(
     """
     names = [name for layer in layers for name in layer.weights]
     device = weights[names[0]].device
-    require(sum(weights[name].numel() * weights[name].element_size() for name in names), perturbed.count, device)
+    require([(weights[name].dtype, weights[name].shape) for name in names], perturbed.count, device)
     each = sum(_equations_bytes(layer, weights) for layer in layers)
     require_room(
         each,

@@ -108,7 +108,7 @@ class Laplace(Learned, name="laplace"):
         chosen = self._chosen(material.program)
         names = [name for layer in chosen for name in layer.weights]
         weights, count = material.weights, material.count
-        require(sum(weights[name].numel() * weights[name].element_size() for name in names), count, material.device)
+        require([(weights[name].dtype, weights[name].shape) for name in names], count, material.device)
         stacked: dict[str, Tensor] = {}
         for layer in chosen:
             posterior = self._posterior(layer, head, noise_variance, material)

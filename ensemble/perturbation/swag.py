@@ -103,7 +103,7 @@ class Swag(Learned, name="swag"):
 
         seen = self._seen(material)
         names, weights, count = material.names, material.weights, material.count
-        require(sum(weights[name].numel() * weights[name].element_size() for name in names), count, material.device)
+        require([(weights[name].dtype, weights[name].shape) for name in names], count, material.device)
         stacked = {
             name: torch.empty((count, *weights[name].shape), dtype=weights[name].dtype, device=material.device)
             for name in names

@@ -75,7 +75,8 @@ class Job:
         """
         if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
             raise InputError(f"chunk must be a number of members, at least 1, however: {chunk!r}.")
-        require(self.bytes_per_member, self.members.count, self.device)
+        stacked = [self.members.stacked[name] for name in self.own]
+        require([(weight.dtype, weight.shape[1:]) for weight in stacked], self.members.count, self.device)
         self.chunk = self._fitting() if chunk is None else min(chunk, self.members.count)
         if self.schedule.steps == 0:
             return

@@ -69,7 +69,9 @@ def starting(
         else:
             sizes[name] = tuple(weights[name].shape)
     kinds = {place: weights[name].dtype for name in names for place in (name, name + LEFT, name + RIGHT)}
-    require(sum(math.prod(size) * kinds[place].itemsize for place, size in sizes.items()), count, device)
+    require(
+        [(kinds[place], size) for place, size in sizes.items()], count, device, factors="rank=1" if rank is None else ""
+    )
     stacked = {place: torch.empty((count, *size), dtype=kinds[place], device=device) for place, size in sizes.items()}
     slice_size = max(1, _SLICE_BYTES // max(1, 4 * max(math.prod(size) for size in sizes.values())))
     for start in range(0, count, slice_size):
