@@ -41,12 +41,11 @@ def first(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Run members [start, count) on a batch, and not many more; as :class:`~ensemble.planning.runner.Runner`."""
     if chunk is None and runner.plan is not None:
-        rows = inputs[0].shape[0]
-        trial = runner.plan.trial(rows)
+        trial = runner.plan.trial(inputs[0].shape[0])
         # A compiled call evaluates whole chunks.
         if start == 0 and (not trial.compiled or -(-count // trial.chunk) * trial.chunk < 2 * count):
             return runner(inputs, count=count)
-        chunk = runner.plan.way(rows).eager.chunk
+        chunk = runner.eager_chunk(inputs)
     some = dataclasses.replace(
         runner.members, count=count - start, stacked=runner.members.slice(start, count), mixture=None
     )

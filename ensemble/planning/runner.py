@@ -93,15 +93,24 @@ class Runner:
         Args:
             chunk: members in one call, as :func:`~ensemble.vectorised.evaluate` takes it; by default the plan's way.
         """
-        rows = inputs[0].shape[0]
-        trial = self.plan.trial(rows) if chunk is None and self.plan is not None else None
-        if trial is not None and trial.compiled:
+        if chunk is None and self.plan is not None:
+            trial = self.plan.trial(inputs[0].shape[0])
+            # Without one, another thread has just changed the plan.
             call = self._calls.get((trial.kind, trial.rows, trial.chunk, trial.precision))
             if call is not None:
                 return gathered(self._called_or_not(call, trial, inputs, count))
-            # Another thread has just changed the plan.
-            trial = None
-        return evaluate(self.program, self.members, inputs, count=count, chunk=trial.chunk if trial else chunk)
+            chunk = self.eager_chunk(inputs)
+        return evaluate(self.program, self.members, inputs, count=count, chunk=chunk)
+
+    def eager_chunk(self, inputs: Sequence[Tensor]) -> int | None:
+        """Members in one call where none is compiled, as :func:`~ensemble.vectorised.evaluate` takes it."""
+        if self.plan is None:
+            return None
+        rows = inputs[0].shape[0]
+        way = self.plan.way(rows)
+        chunk = way.eager.chunk
+        # On more rows than were measured, the activations of so many members may not fit.
+        return chunk if rows <= way.rows else min(chunk, default_chunk(self.program, self.members, inputs))
 
     def _called_or_not(
         self, call: Call, trial: Trial, inputs: Sequence[Tensor], count: int | None
@@ -259,7 +268,7 @@ class Runner:
             got = _whole(run())
         except Exception as error:
             raise _unusable(what.kind, error) from error
-        plain = _whole(evaluate(self.program, self.members, inputs, chunk=self.plan.way(what.rows).eager.chunk))
+        plain = _whole(evaluate(self.program, self.members, inputs, chunk=self.eager_chunk(inputs)))
         indices = sorted({round(i * (self.members.count - 1) / 3) for i in range(4)})
         exact = loop(self.original, self.members, inputs, indices)
         worst = 0.0

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 import ensemble
-from ensemble import LowRank, ModelError
+from ensemble import LowRank, ModelError, adaptive, vectorised
 from ensemble.backends import openvino
 from ensemble.backends.declined import Declined
+from ensemble.members import Members
 from ensemble.planning import runner
 from ensemble.planning.optimize import Step
-from ensemble.planning.plan import Trial
+from ensemble.planning.plan import LOOP, Plan, Trial, Way
 from ensemble.planning.runner import Compiled
 from tests.ensemble.test_structured import remade
-from tests.reference import call, difference, tensors, worst
+from tests.reference import alone, call, difference, tensors, worst
 from tests.scenarios import SCENARIOS, seeded
 
 # Convolution, recurrence, attention, tied weights, several inputs and outputs.
@@ -222,3 +223,41 @@ def test_a_call_that_another_thread_has_just_put_away_is_not_missed(made):
     as_if_fastest(ens, Compiled("openvino", 2, 5, lambda start, inputs: (want,)))
     ens._runner._calls.clear()
     torch.testing.assert_close(ens(x), want)
+
+
+@pytest.mark.parametrize("rows", [8, 9, 2000])
+def test_activations_are_bounded_for_more_rows_than_were_measured(made, monkeypatch, rows):
+    ens = remade(made("mlp"), LowRank(scale=0.3), members=256)
+    compiled, eager = Trial("inductor", 256, 8, 1e-3), Trial("vmap", 128, 8, 2e-3)
+    ens._runner.plan = Plan((Way.of(8, [compiled, eager]),))
+    monkeypatch.setattr(vectorised, "_ACTIVATION_BYTES", ens.running.activation_bytes * 2000 * 6)
+    sizes, cut = [], Members.slice
+
+    def slice(self, start, stop):
+        sizes.append(stop - start)
+        return cut(self, start, stop)
+
+    monkeypatch.setattr(Members, "slice", slice)
+    asked, run = [], adaptive.evaluate
+
+    def evaluate(*arguments, chunk, **options):
+        asked.append(chunk)
+        return run(*arguments, chunk=chunk, **options)
+
+    monkeypatch.setattr(adaptive, "evaluate", evaluate)
+    x = torch.randn(rows, 6)
+    most = 6 if rows == 2000 else 128
+    got = ens(x)
+    assert max(sizes) == most
+    # With a tolerance members are run apart from those before them.
+    ens.predict(x, tolerance=1e-9)
+    assert set(asked) == {most}
+    for index in (0, 127, 255):
+        [want] = alone(seeded(SCENARIOS["mlp"]), ens.member(index), x)
+        assert difference(got[index], want) <= 1e-4
+
+
+def test_a_loop_that_was_fastest_stays_one_for_more_rows(made):
+    ens = made("mlp").to("cpu")
+    ens._runner.plan = Plan((Way.of(2, [Trial("loop", LOOP, 2, 1e-3)]),))
+    assert ens._runner.eager_chunk([torch.zeros(1, 6)]) == ens._runner.eager_chunk([torch.zeros(2000, 6)]) == LOOP
