@@ -71,7 +71,8 @@ def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> li
     for kind, backend in BACKENDS.items():
         if backend.missing(runner.device):
             continue
-        precisions = [p for p in backend.PRECISIONS if p in ("float32", precision)]
+        # One in which it cannot compute is a step all the same, so that the plan tells.
+        precisions = dict.fromkeys(("float32", precision))
         for size in rows:
             chunks = _chunks(backend.ANY_MEMBERS, runner.program, runner.members, size)
             found += [Step(kind, size, chunk, precision) for chunk in chunks for precision in precisions]
@@ -178,20 +179,21 @@ def key_of(runner: Runner, rows: Sequence[int], precision: str, inputs: Sequence
     return "plan-" + digest(json.dumps([job.to_json(), *settings]))
 
 
-def remember(runner: Runner, workshop: Workshop, key: str) -> None:
-    """Keep the plan for the next time."""
-    if runner.plan is not None:
+def remember(runner: Runner, workshop: Workshop, key: str, rows: Sequence[int]) -> None:
+    """Keep the plan for the next time, unless there was no time to measure all of these sizes."""
+    if runner.plan is not None and runner.plan.covers(rows):
         workshop.remember(key, runner.plan.to_json())
 
 
-def recall(runner: Runner, workshop: Workshop, key: str) -> list[Step] | None:
+def recall(runner: Runner, workshop: Workshop, key: str, rows: Sequence[int]) -> list[Step] | None:
     """Use a plan that was kept.
 
     Returns:
-        What was compiled for it and is there, to be adopted; None if no plan was kept, or one that does not fit.
+        What was compiled for it and is there, to be adopted; None if no plan was kept, or one that does not fit or has
+        other sizes than these.
     """
     plan = Plan.from_json(workshop.recall(key))
-    if plan is None:
+    if plan is None or not plan.covers(rows):
         return None
     count = runner.members.count
     if not all(0 <= trial.chunk <= count for way in plan.ways for trial in way.trials):

@@ -172,6 +172,11 @@ class Plan:
         """The same plan, which says why a backend is not used."""
         return dataclasses.replace(self, failures={**self.failures, kind: reason})
 
+    def covers(self, rows: Sequence[int]) -> bool:
+        """Whether it has these sizes and no others, each with the loop that it is measured by."""
+        measured = [way.rows for way in self.ways if way.loop_seconds is not None]
+        return measured == list(rows) and len(measured) == len(self.ways)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         ways = [{"rows": w.rows, "trials": [dataclasses.asdict(t) for t in w.trials]} for w in self.ways]

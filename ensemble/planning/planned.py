@@ -55,7 +55,8 @@ class Planned(abc.ABC):
         """Find the fastest way of running without compiling, for batches of these sizes, and use it from now on.
 
         Args:
-            rows: batch sizes, ascending; a batch between two is run as the larger one, a larger one as the last.
+            rows: batch sizes, ascending; a batch between two is run as the larger one, a larger one as the last, with
+                no more members in one call than keep activations small.
             seconds: about how long this may take in all; sizes for which no time is left are not measured.
             progress: called with each batch size before it is measured.
         """
@@ -74,7 +75,8 @@ class Planned(abc.ABC):
         """Find the fastest way of running, compiling included, and use it from now on.
 
         What was compiled and the plan are kept, so that a later process on this machine has them in a moment. A plan
-        for which time or memory was lacking is not: the next time goes on from there.
+        for which memory was lacking, or time to measure every size or to compile, is not: the next time goes on from
+        there.
 
         Args:
             rows: batch sizes, ascending, as for :meth:`measure`.
@@ -180,16 +182,16 @@ class Planned(abc.ABC):
         """Use the plan that an ensemble like this one was given before on this machine.
 
         Returns:
-            What was compiled for it, to be followed; None if there is no such plan.
+            What was compiled for it, to be followed; None if there is no such plan for these sizes.
         """
         if self.program.live:
             return None
-        return optimize.recall(self._runner, workshop, self._plan_key(rows, precision))
+        return optimize.recall(self._runner, workshop, self._plan_key(rows, precision), rows)
 
     def remember(self, rows: Sequence[int], workshop: Workshop, precision: Precision = "float32") -> None:
-        """Keep the plan for :meth:`recall`."""
+        """Keep the plan for :meth:`recall`, unless there was no time to measure all of these sizes."""
         if not self.program.live:
-            optimize.remember(self._runner, workshop, self._plan_key(rows, precision))
+            optimize.remember(self._runner, workshop, self._plan_key(rows, precision), rows)
 
     def _plan_key(self, rows: Sequence[int], precision: Precision) -> str:
         return optimize.key_of(self._runner, rows, precision, self.example(1))

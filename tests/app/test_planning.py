@@ -29,7 +29,7 @@ def test_a_plan_of_before_is_used_if_all_that_it_needs_is_there(made, tmp_path):
     with Workshop(tmp_path / "c") as workshop:
         planning = Planning(workshop)
         ens = made("mlp").to("cpu")
-        ens.measure([1, 4], seconds=0.2)
+        ens.measure([1, 4], seconds=30)
         ens.follow([step for step in ens.steps() if step.kind == "openvino"], workshop)
         ens.remember([1, 4], workshop)
         used = [way.kind for way in ens.plan.ways]
@@ -42,6 +42,37 @@ def test_a_plan_of_before_is_used_if_all_that_it_needs_is_there(made, tmp_path):
         third = made("mlp").to("cpu")
         # Nothing is compiled before a model answers.
         assert make_plan(third, planning, [1, 4], lambda doing, part: None) is ("openvino" not in used)
+
+
+def test_a_start_in_which_time_was_lacking_does_not_shrink_the_next(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(Workshop, "build", lambda self, job, seconds=None: pytest.fail("nothing is compiled here"))
+    made("mlp").save(tmp_path / "m" / "1")
+
+    def load(planning):
+        where = tmp_path / "m" / "1"
+        return served.load(
+            "m", "1", where, device=torch.device("cpu"), dtype=None, max_batch=4, progress=lambda *_: None,
+            planning=planning,
+        )  # fmt: skip
+
+    with Workshop(tmp_path / "c") as workshop:
+        planning = Planning(workshop)
+        with monkeypatch.context() as busy:
+            busy.setattr("app.planning._MEASURE_SECONDS", 0.0)
+            first = load(planning)
+        assert first.max_batch == 1
+        # As the accelerator does once nothing is left to be compiled.
+        assert first.ensemble.follow([], workshop)
+        first.ensemble.remember(first.plan_sizes, workshop)
+        second = load(planning)
+        assert second.max_batch == 4
+        assert [way.rows for way in second.ensemble.plan.ways] == [1, 2, 4]
+        assert all(way.loop_seconds for way in second.ensemble.plan.ways)
+        assert not second.plan_complete
+        second.ensemble.remember(second.plan_sizes, workshop)
+        third = load(planning)
+        assert third.plan_complete
+        assert third.max_batch == 4
 
 
 def every_step(rows, precision):

@@ -6,7 +6,7 @@ from ensemble.backends import BACKENDS, openvino
 from ensemble.backends.workshop import Workshop
 from ensemble.planning import optimize
 from ensemble.planning.optimize import PRECISIONS, Step, follow, steps
-from ensemble.planning.plan import Plan
+from ensemble.planning.plan import Plan, Trial, Way
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
 from tests.scenarios import SCENARIOS, seeded
@@ -23,6 +23,13 @@ def ens(made):
 def only_openvino(monkeypatch):
     """The compiler takes too long for a test that is about something else."""
     for kind in [kind for kind in BACKENDS if kind != "openvino"]:
+        monkeypatch.delitem(BACKENDS, kind)
+
+
+@pytest.fixture
+def nothing_to_compile(monkeypatch):
+    """What was measured without compiling is all that there is."""
+    for kind in list(BACKENDS):
         monkeypatch.delitem(BACKENDS, kind)
 
 
@@ -109,6 +116,33 @@ def test_a_plan_for_which_memory_or_time_was_lacking_is_not_kept(ens, tmp_path, 
         assert reason in plan.failures["openvino"]
         with Workshop(tmp_path / "c") as workshop:
             assert ens.recall((1,), workshop) is None
+
+
+@pytest.mark.usefixtures("nothing_to_compile")
+def test_a_plan_whose_sizes_were_not_all_measured_is_not_kept_and_the_next_time_measures_them(ens, tmp_path):
+    plan = ens.optimize((1, 2, 4), cache=tmp_path / "c", seconds=0)
+    assert [way.rows for way in plan.ways] == [1]
+    with Workshop(tmp_path / "c") as workshop:
+        assert ens.recall((1, 2, 4), workshop) is None
+    plan = ens.optimize((1, 2, 4), cache=tmp_path / "c", seconds=30)
+    assert [way.rows for way in plan.ways] == [1, 2, 4]
+    assert all(way.loop_seconds for way in plan.ways)
+    with Workshop(tmp_path / "c") as workshop:
+        assert ens.recall((1, 2, 4), workshop) == []
+    assert ens.plan == plan
+
+
+@pytest.mark.parametrize("lacking", ["a size", "a loop"])
+def test_a_plan_that_an_older_version_kept_though_something_was_lacking_is_not_used(ens, tmp_path, lacking):
+    plan = ens.measure((1, 2), seconds=30)
+    without_loop = Plan((plan.ways[0], Way.of(2, [Trial("vmap", 6, 2, 1e-3)])))
+    kept = Plan(plan.ways[:1]) if lacking == "a size" else without_loop
+    with Workshop(tmp_path / "c") as workshop:
+        workshop.remember(ens._plan_key((1, 2), "float32"), kept.to_json())
+        assert ens.recall((1, 2), workshop) is None
+        assert ens.plan is plan
+        workshop.remember(ens._plan_key((1, 2), "float32"), plan.to_json())
+        assert ens.recall((1, 2), workshop) == []
 
 
 def test_a_plan_of_before_is_not_used_once_another_backend_is_there(ens, tmp_path, monkeypatch):

@@ -116,3 +116,17 @@ def test_sizes_for_which_no_time_is_left_are_run_as_the_largest_that_was_measure
     plan = ens.measure((1, 2, 4, 8, 16, 32, 64), seconds=0)
     assert len(plan.ways) == 1
     assert ens(torch.randn(9, 2, 8, 8)).shape[:2] == (5, 9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "covered"), [((1, 8), True), ((1,), False), ((1, 8, 64), False), ((1, 4), False), ((), False)]
+)
+def test_a_plan_covers_the_sizes_that_it_has_and_no_others(rows, covered):
+    plan = Plan(tuple(Way.of(size, [eager(size, 4), eager(size, LOOP)]) for size in (1, 8)))
+    assert plan.covers(rows) is covered
+
+
+def test_a_plan_without_a_loop_to_be_measured_by_covers_nothing():
+    plan = Plan((Way.of(1, [eager(1, 4), eager(1, LOOP)]), Way.of(8, [eager(8, 4)])))
+    assert not plan.covers((1, 8))
+    assert not plan.covers((1,))
