@@ -16,8 +16,9 @@ from ensemble.backends.job import digest
 from ensemble.backends.workshop import Workshop
 from ensemble.errors import EnsembledError, MemoryLimitError
 from ensemble.members import Members
+from ensemble.planning.compiled import Compiled
 from ensemble.planning.plan import Plan, Trial
-from ensemble.planning.runner import Compiled, Runner
+from ensemble.planning.runner import Runner
 from ensemble.program.program import Program
 
 log = logging.getLogger("ensemble.planning.optimize")

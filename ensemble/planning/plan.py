@@ -2,28 +2,19 @@
 
 One ``vmap`` over all members is fast for some models and three times slower than a plain loop for others (a
 convolution under ``vmap`` becomes a grouped one, whose kernels are slow for many groups), and where the turning point
-lies depends on the batch, the model and the machine. So for each of a few batch sizes the candidates are timed on the
-real ensemble: all members in one call, chunks of several sizes, the loop, and calls that were compiled. The loop runs
-the same program one member after the other (on factors, where members have them); it is tried right after the first
-candidate, so that the choice is never slower than it unless there was no time for it at all.
+lies depends on the batch, the model and the machine. So a plan names, for each of a few batch sizes, what was tried on
+the real ensemble and which of it is fastest.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ensemble.errors import ModelError
-
-# Called with the number of members in one call (LOOP: one after the other without vmap); runs the whole ensemble.
-Run = Callable[[int], None]
+# In place of a number of members in one call: one after the other without vmap.
 LOOP = 0
 EAGER = ("loop", "vmap")
-# A candidate this much slower than the best so far is not tried again.
-_HOPELESS = 1.5
-_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +25,11 @@ class Trial:
         kind: "loop", "vmap", or the backend that compiled it ("openvino", "inductor", "cudagraph").
         chunk: members in one call; 0 is the loop.
         rows: rows that the call takes; a smaller batch is padded to it.
-        seconds: of a whole batch, the fastest of a few runs.
+        seconds: of a whole batch, the fastest of a few runs; of a loop for which there was no time, what it took for
+            some members, times as many as there are.
         precision: in which it computes.
-        error: largest difference from the loop over materialised members, relative to the largest magnitude; None
-            where it was not compared by itself.
+        error: largest difference from the loop over materialised members, on some of them, relative to the largest
+            magnitude; None if it was not compared.
     """
 
     kind: str
@@ -115,7 +107,7 @@ class Way:
 
     @property
     def loop_seconds(self) -> float | None:
-        """Of the loop on the same batch; None if there was no time to try it."""
+        """Of the loop on the same batch; None if it was not timed."""
         return next((trial.seconds for trial in self.trials if trial.kind == "loop"), None)
 
     def described(self) -> dict[str, Any]:
@@ -201,51 +193,3 @@ def _milliseconds(seconds: float) -> float:
 
 def _same(one: Trial, other: Trial) -> bool:
     return (one.kind, one.chunk, one.rows, one.precision) == (other.kind, other.chunk, other.rows, other.precision)
-
-
-def candidates(members: int, most: int) -> list[int]:
-    """Chunks to try, the most promising first; LOOP among the first, since it is the mark to beat.
-
-    Args:
-        members: N.
-        most: the largest chunk whose activations fit.
-    """
-    sizes = [min(members, most)]
-    while sizes[-1] > 2:
-        sizes.append(max(2, sizes[-1] // (4 if sizes[-1] > 256 else 2)))
-    return [sizes[0], LOOP, *sizes[1:]]
-
-
-def measure(run: Run, rows: int, chunks: Sequence[int], seconds: float) -> Way:
-    """Time the candidates for one batch size.
-
-    Args:
-        run: runs the batch with a chunk.
-        rows: its size.
-        chunks: what to try, in order.
-        seconds: when this is spent, no further candidate is tried.
-    """
-    begun = time.perf_counter()
-    fastest: dict[int, float] = {}
-    for chunk in chunks:
-        if fastest and time.perf_counter() - begun > seconds:
-            break
-        # The first run of a shape allocates and chooses kernels; only a hopeless one counts.
-        try:
-            times = [timed(run, chunk)]
-        except ModelError:
-            # vmap refuses the model; the loop does not.
-            continue
-        best = min(fastest.values(), default=float("inf"))
-        while len(times) <= _REPEATS and times[-1] < _HOPELESS * best and time.perf_counter() - begun < seconds:
-            times.append(timed(run, chunk))
-        fastest[chunk] = min(times)
-    trials = [Trial("loop" if c == LOOP else "vmap", c, rows, taken) for c, taken in fastest.items()]
-    return Way.of(rows, trials)
-
-
-def timed(run: Callable[..., object], *arguments: object) -> float:
-    """Seconds of one run."""
-    start = time.perf_counter()
-    run(*arguments)
-    return time.perf_counter() - start

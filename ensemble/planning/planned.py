@@ -14,9 +14,10 @@ from torch import Tensor
 from ensemble.backends.job import Job
 from ensemble.backends.workshop import Workshop
 from ensemble.planning import optimize
+from ensemble.planning.compiled import Compiled
 from ensemble.planning.optimize import Precision, Step
 from ensemble.planning.plan import Plan
-from ensemble.planning.runner import Compiled, Runner
+from ensemble.planning.runner import Runner
 from ensemble.program.program import Program
 
 
@@ -59,8 +60,11 @@ class Planned(abc.ABC):
                 no more members in one call than keep activations small.
             seconds: about how long this may take in all; sizes for which no time is left are not measured.
             progress: called with each batch size before it is measured.
+
+        Raises:
+            ModelError: no way gives what the loop over members gives.
         """
-        return self._runner.measure(self.example, rows, seconds, progress)
+        return self._runner.measure(self.example, rows, self._bound, seconds, progress)
 
     def optimize(
         self,
@@ -87,6 +91,9 @@ class Planned(abc.ABC):
             cache: directory to keep things in; by default ``$XDG_CACHE_HOME/ensembled``. What is in it is run as code.
             again: do not use the plan of before.
             progress: called with what is being done, in words.
+
+        Raises:
+            ModelError: no way without compiling gives what the loop over members gives.
         """
         begun, tell = time.perf_counter(), progress or (lambda _: None)
         with Workshop(Path(cache) if cache is not None else None) as workshop:

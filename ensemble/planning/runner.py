@@ -18,41 +18,18 @@ from ensemble.backends.job import Job
 from ensemble.backends.workshop import Workshop
 from ensemble.errors import EnsembledError, ModelError, first_line
 from ensemble.members import Members
-from ensemble.planning.plan import Plan, Trial, Way, candidates, measure, timed
+from ensemble.planning.compiled import Call, Compiled
+from ensemble.planning.measuring import RealBatch, Reference, measure, timed
+from ensemble.planning.plan import Plan, Trial, Way
 from ensemble.program.program import Program
 from ensemble.structured import factored_program
-from ensemble.vectorised import default_chunk, evaluate, gathered, loop
+from ensemble.vectorised import default_chunk, evaluate, gathered
 
-# Evaluates members [start, start + chunk) on flat inputs: outputs (chunk, rows, ...).
-Call = Callable[[int, Sequence[Tensor]], tuple[Tensor, ...]]
 # How far 16-bit arithmetic may be from the loop, relative to the largest magnitude.
 BFLOAT16_BOUND = 2e-2
 _REPEATS = 5
 # Seconds that timing one compiled call may take.
 _TIMING_SECONDS = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A compiled call, not yet checked.
-
-    Attributes:
-        kind: the backend.
-        rows, chunk: what it takes.
-        call: runs it.
-        precision: in which it computes.
-    """
-
-    kind: str
-    rows: int
-    chunk: int
-    call: Call
-    precision: str = "float32"
-
-    @property
-    def key(self) -> tuple[str, int, int, str]:
-        """What tells it from others."""
-        return self.kind, self.rows, self.chunk, self.precision
 
 
 class Runner:
@@ -150,6 +127,7 @@ class Runner:
         self,
         example: Callable[[int], list[Tensor]],
         rows: Sequence[int],
+        bound: float,
         seconds: float,
         progress: Callable[[int], None] | None = None,
     ) -> Plan:
@@ -158,8 +136,12 @@ class Runner:
         Args:
             example: makes flat inputs of so many rows.
             rows: batch sizes, ascending.
+            bound: largest difference from the loop over materialised members, relative to the largest magnitude.
             seconds: about how long this may take in all; sizes for which no time is left are not measured.
             progress: called with each batch size before it is measured.
+
+        Raises:
+            ModelError: no way gives what the loop over materialised members gives.
         """
         begun = time.perf_counter()
         ways: list[Way] = []
@@ -170,10 +152,8 @@ class Runner:
                 break
             if progress:
                 progress(size)
-            inputs = example(size)
-            chunks = candidates(self.members.count, default_chunk(self.program, self.members, inputs))
-            run = functools.partial(self._run, inputs)
-            ways.append(measure(run, size, chunks, max(0.0, left) / (len(rows) - position)))
+            batch = RealBatch(self.program, self.original, self.members, example(size))
+            ways.append(measure(batch, batch.chunks(), bound, max(0.0, left) / (len(rows) - position)))
         plan = Plan(tuple(ways))
         self.start_from(plan)
         return plan
@@ -214,6 +194,8 @@ class Runner:
         backend = BACKENDS[kind]
         if reason := backend.missing(self.device):
             raise ModelError(f"{kind} cannot be used here: {reason}.")
+        if precision not in backend.PRECISIONS:
+            raise ModelError(f"{kind} computes in the weights' own dtype (dtype=, --dtype), not in {precision}.")
         job = self.job(kind, inputs, chunk)
         kept = workshop.has(job)
         target = workshop.build(job, seconds)
@@ -269,17 +251,14 @@ class Runner:
         except Exception as error:
             raise _unusable(what.kind, error) from error
         plain = _whole(evaluate(self.program, self.members, inputs, chunk=self.eager_chunk(inputs)))
-        indices = sorted({round(i * (self.members.count - 1) / 3) for i in range(4)})
-        exact = loop(self.original, self.members, inputs, indices)
-        worst = 0.0
-        for ours, near, want in zip(got, plain, exact, strict=True):
+        for ours, near in zip(got, plain, strict=True):
             scale = float(near.double().abs().nan_to_num(0, 0, 0).max().clamp_min(1e-30))
             if not torch.allclose(ours.double(), near.double(), rtol=0, atol=bound * scale, equal_nan=True):
                 raise ModelError(
                     f"The call for {what.rows} rows that {what.kind} compiled gives other answers; it is not used."
                 )
-            difference = (ours[indices].double() - want.double()).abs().nan_to_num(0, 0, 0)
-            worst = max(worst, float(difference.max()) / scale)
+        reference = Reference(self.original, self.members, inputs)
+        worst = reference.error([output[reference.indices] for output in got])
         if worst > bound:
             raise ModelError(
                 f"The call for {what.rows} rows that {what.kind} compiled differs from the loop over members by "
@@ -305,9 +284,6 @@ class Runner:
                 way = Way.of(rows, (best, *(t for t in way.trials if t is not way.best)))
             ways.append(way)
         return dataclasses.replace(self.plan, ways=tuple(ways))
-
-    def _run(self, inputs: Sequence[Tensor], chunk: int) -> None:
-        self._finish(functools.partial(evaluate, self.program, self.members, inputs, chunk=chunk))
 
     def _finish(self, outputs: Callable[[], Iterator[object]]) -> None:
         for _ in outputs():

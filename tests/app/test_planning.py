@@ -3,6 +3,7 @@ import torch
 
 from app import served
 from app.planning import PLAIN, Planning, batch_sizes, make_plan, steps_for
+from ensemble import vectorised
 from ensemble.backends import openvino
 from ensemble.backends.workshop import Workshop
 from ensemble.planning.optimize import Step
@@ -73,6 +74,24 @@ def test_a_start_in_which_time_was_lacking_does_not_shrink_the_next(made, tmp_pa
         third = load(planning)
         assert third.plan_complete
         assert third.max_batch == 4
+
+
+def test_a_model_whose_vmapped_answers_are_wrong_is_served_by_the_loop(made, tmp_path, monkeypatch):
+    right = vectorised._vmapped
+
+    def wrong(*arguments):
+        for outputs in right(*arguments):
+            yield tuple(output + 1 for output in outputs)
+
+    made("mlp").save(tmp_path / "m" / "1")
+    monkeypatch.setattr(vectorised, "_vmapped", wrong)
+    model = served.load(
+        "m", "1", tmp_path / "m" / "1", device=torch.device("cpu"), dtype=None, max_batch=2, progress=lambda *_: None
+    )
+    assert {way.kind for way in model.ensemble.plan.ways} == {"loop"}
+    [row] = model.ensemble.example(1)
+    want = model.ensemble.loop(row).mean(0)
+    torch.testing.assert_close(torch.from_numpy(model.infer({"input": row.numpy()}, ["mean"])["mean"]), want)
 
 
 def every_step(rows, precision):

@@ -8,10 +8,10 @@ from ensemble import LowRank, ModelError, adaptive, vectorised
 from ensemble.backends import openvino
 from ensemble.backends.declined import Declined
 from ensemble.members import Members
-from ensemble.planning import runner
+from ensemble.planning import measuring
+from ensemble.planning.compiled import Compiled
 from ensemble.planning.optimize import Step
 from ensemble.planning.plan import LOOP, Plan, Trial, Way
-from ensemble.planning.runner import Compiled
 from tests.ensemble.test_structured import remade
 from tests.reference import alone, call, difference, tensors, worst
 from tests.scenarios import SCENARIOS, seeded
@@ -190,7 +190,7 @@ def test_a_call_that_is_far_from_the_loop_is_not_used_though_the_vmapped_one_is_
     ens = made("mlp").to("cpu")
     ens.measure((2,), seconds=0.2)
     call = Compiled("openvino", 2, 5, lambda start, inputs: (ens(inputs[0], chunk=5),))
-    monkeypatch.setattr(runner, "loop", lambda *_: (torch.zeros(4, *ens(torch.zeros(2, 6)).shape[1:]),))
+    monkeypatch.setattr(measuring, "loop", lambda *_: (torch.zeros(4, *ens(torch.zeros(2, 6)).shape[1:]),))
     with pytest.raises(ModelError, match="differs from the loop over members by"):
         ens.adopt(call)
 
