@@ -317,6 +317,7 @@ class Batcher:
         """Answer every request with an error, but for those of the call that runs."""
         self._note_taken()
         jobs = [piece.job for turn in self._turns if not turn.taken for piece in turn.pieces]
+        jobs += self._ending.waiting()
         while pieces := self._line.take(time.perf_counter(), 0.0):
             jobs += [piece.job for piece in pieces]
         for job in dict.fromkeys(jobs):
@@ -338,7 +339,9 @@ class Batcher:
         if turn.noted:
             return
         turn.noted = True
-        self._ledger.taken(turn)
+        if not turn.again:
+            # What goes again was taken from those that wait when it went first.
+            self._ledger.taken(turn)
         for piece in turn.pieces:
             if piece.job.bucket is not None:
                 # Those that came before this piece was taken get their turn before the next one.

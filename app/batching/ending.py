@@ -36,6 +36,10 @@ class Ending:
                 return Turn(pieces, sum(piece.rows for piece in pieces), again=True)
         return None
 
+    def waiting(self) -> list[Job]:
+        """The requests of which something is to go again."""
+        return [piece.job for pieces in self._again for piece in pieces]
+
     def give(self, turn: Turn, outcome: Outcome) -> None:
         """Give each request of a call its rows."""
         computed = turn.ended - turn.begun

@@ -34,6 +34,7 @@ class Turn:
         live: those that it was made with, in the order of its rows; known once it was taken.
         begun, ended: when it was computed, by the performance counter.
         noted: whether the batcher has seen that it was taken.
+        again: whether it is what is left of a call that failed.
     """
 
     def __init__(self, pieces: list[Piece], limit: int, *, again: bool = False) -> None:
@@ -42,8 +43,8 @@ class Turn:
         self.live: list[Piece] = []
         self.begun = self.ended = 0.0
         self.noted = False
+        self.again = again
         self._limit = limit
-        self._again = again
         self._rows = 0
         # The event loop adds while the engine's thread takes.
         self._lock = threading.Lock()
@@ -69,11 +70,11 @@ class Turn:
 
     def has_room(self, rows: int) -> bool:
         """Whether so many rows more would fit, if it is not taken first."""
-        return not (self._taken or self._again) and self._rows + rows <= self._limit
+        return not (self._taken or self.again) and self._rows + rows <= self._limit
 
     def gives_way_to(self, job: Job) -> bool:
         """Whether a request should be computed before some of these rows."""
-        if self._taken or self._again:
+        if self._taken or self.again:
             return False
         ranks = [piece.rank for piece in self.pieces]
         return job.rank < (max(ranks) if job.key == self.key else min(ranks))

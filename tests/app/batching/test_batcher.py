@@ -56,6 +56,38 @@ def test_an_engine_that_takes_no_calls_leaves_nobody_waiting(error):
     asyncio.run(main())
 
 
+def test_when_the_engine_is_stuck_what_was_to_go_again_is_given_up_too():
+    async def main():
+        bench = Bench()
+        first = await bench.busy(5)
+        failing = [bench.ask(-1) for _ in range(4)]
+        await bench.settle()
+        hanging = bench.ask(6, target="b")
+        await bench.settle()
+        made = bench.engine.make
+
+        def make(call):
+            if call.target.name == "b":
+                bench.engine.free.clear()
+            return made(call)
+
+        bench.batcher._make = make
+        bench.engine.free.set()
+        # The call of four fails, and while another model's hangs, one of its halves is next and the other is not.
+        while len(bench.engine.made) < 3:
+            await asyncio.sleep(0)
+        await bench.settle()
+        assert bench.engine.rows == [[5], [-1] * 4, [6]]
+        bench.batcher.give_up_waiting(Unavailable("stuck"), "stuck")
+        await bench.settle()
+        assert [type(task.exception()) for task in failing] == [Unavailable] * 4
+        assert bench.seen.reasons == [("a", "stuck")] * 4
+        assert [double(answer) for answer in await bench.finish(first, hanging)] == [[10], [12]]
+        assert len(bench.engine.made) == 3
+
+    asyncio.run(main())
+
+
 def test_an_event_loop_that_ends_leaves_nobody_waiting():
     async def main():
         bench = Bench()

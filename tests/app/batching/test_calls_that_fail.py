@@ -114,6 +114,31 @@ def test_where_memory_runs_out_calls_are_halved_once_and_for_the_time_after(capl
     asyncio.run(after())
 
 
+@pytest.mark.parametrize("memory", [1, 2, 4])
+def test_rows_that_go_again_are_not_counted_as_leaving_the_queue_twice(memory):
+    async def main():
+        bench = Bench()
+        bench.engine.memory = memory
+        counted = []
+        made = bench.engine.make
+
+        def make(call):
+            standing = sum(bucket.rows for bucket in bench.batcher._line._buckets.values())
+            counted.append((bench.batcher.queued_rows, standing))
+            return made(call)
+
+        bench.batcher._make = make
+        asked = [bench.ask(*range(20)), bench.ask(1, -1, 3, 4, 5, 6)]
+        answer, error = await bench.finish(*asked)
+        assert double(answer) == [2 * n for n in range(20)]
+        assert isinstance(error, ArithmeticError)
+        # What is put together for the next call has left the line, but waits still.
+        assert all(rows >= standing for rows, standing in counted)
+        assert max(standing for _, standing in counted) > 8
+
+    asyncio.run(main())
+
+
 def test_a_request_too_large_for_memory_is_cut_and_one_row_that_does_not_fit_is_told_so():
     async def main():
         bench = Bench(max_rows=8)
