@@ -39,7 +39,7 @@ class Repository(Table):
 
     Args:
         root: the directory.
-        engine: the thread that answers, on which the first models are loaded.
+        engine: the thread that answers, on which the first model is loaded.
         device, dtype: of the weights.
         max_batch: rows in one call.
         default: name of the model that is asked when none is named.
@@ -98,7 +98,9 @@ class Repository(Table):
             async with self._turns[name]:
                 for entry in self.versions(name):
                     if entry.required and entry.state != "READY":
-                        await self._bring(name, entry.version, entry.path, beside=False)
+                        # What is ready answers while the others are loaded.
+                        beside = any(other.model is not None for other in self.entries.values())
+                        await self._bring(name, entry.version, entry.path, beside=beside)
 
     async def load(self, name: str) -> None:
         """Load what the directory holds of a model: versions that are new, have changed, or are not ready.
@@ -228,20 +230,27 @@ class Repository(Table):
             async with self._turns[name]:
                 if name in self._unloaded and there:
                     continue
-                whole = await self._watch.whole(name) if there else {}
-                chosen = self._policy.choose(name, whole)
-                # A model that is there, but not whole, is waited for.
+                found, whole = await self._watch.versions(name) if there else ({}, set())
+                chosen = self._policy.choose(name, found)
+                if not (complete := whole.issuperset(chosen)):
+                    # What is not whole is waited for, and what is served stays until it is.
+                    usable = {version: path for version, path in found.items() if version in whole}
+                    kept = self.served(name) or self._policy.choose(name, usable)
+                    chosen = [version for version in usable if version in chosen or version in kept]
                 if chosen or not there:
-                    await self._renew(name, {version: whole[version] for version in chosen}, again=False)
+                    await self._renew(name, {v: found[v] for v in chosen}, again=False, keep=not complete)
                     self._unloaded.discard(name)
 
-    async def _renew(self, name: str, chosen: Mapping[str, Path], *, again: bool = True) -> dict[str, LoadFailure]:
+    async def _renew(
+        self, name: str, chosen: Mapping[str, Path], *, again: bool = True, keep: bool = False
+    ) -> dict[str, LoadFailure]:
         """Make the versions of a model that are served these.
 
         Args:
             name: of the model; its turn is held.
             chosen: the versions, and their directories.
             again: try again what failed before, although its files are the same.
+            keep: leave all others that are served.
 
         Returns:
             What failed, by version.
@@ -253,7 +262,7 @@ class Repository(Table):
                 continue
             if failure := await self._bring(name, version, path, beside=True):
                 failures[version] = failure
-        old = [entry for entry in self.versions(name) if entry.version not in chosen]
+        old = [] if keep else [entry for entry in self.versions(name) if entry.version not in chosen]
         # What is to take the place of others has to be there first.
         if old and set(chosen) <= set(self.served(name)):
             self._drop(old)

@@ -43,14 +43,15 @@ class Watch:
         self._missed = missed
         return {name: name in found for name in dict.fromkeys([*found, *table.names]) if name not in unsure}
 
-    async def whole(self, name: str) -> dict[str, Path]:
-        """The versions of a model that nobody is still writing.
+    async def versions(self, name: str) -> tuple[dict[str, Path], set[str]]:
+        """The versions of a model, and those among them that nobody is still writing.
 
         Raises:
             RepositoryError: the directory cannot be read.
         """
 
-        def look() -> dict[str, Path]:
-            return {version: path for version, path in scan_model(self._root, name).items() if complete(path)}
+        def look() -> tuple[dict[str, Path], set[str]]:
+            found = scan_model(self._root, name)
+            return found, {version for version, path in found.items() if complete(path)}
 
         return await asyncio.to_thread(look)

@@ -98,7 +98,10 @@ def _metadata(request: Request, name: str, version: str | None = None) -> Respon
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
-    entry: Entry = service_of(request).repository.entry(name, version)
+    repository = service_of(request).repository
+    entry: Entry = repository.entry(name, version)
+    if repository.draining:
+        raise Unavailable("the service is shutting down")
     if entry.state != "READY":
         raise Unavailable(f"model {entry.name!r} is not ready: {entry.reason}")
     return json_response({"name": entry.name, "version": entry.version, "ready": True})

@@ -218,6 +218,8 @@ def test_who_is_asked_while_it_shuts_down_says_so(saved, tmp_path, running):
             client.service.repository.drain()
             ready = await client.get("/v2/health/ready")
             assert (ready.status_code, ready.json()["error"]) == (503, "the service is shutting down")
+            for path in ("/v2/models/m/ready", "/v2/models/m/versions/1/ready"):
+                assert (await client.get(path)).status_code == 503
             for path in ("/v2/models/m/infer", "/v1/models/m/predict", "/v2/repository/models/m/load"):
                 refused = await client.post(path, json=body if path.endswith("infer") else {})
                 assert refused.status_code == 503

@@ -57,6 +57,45 @@ def test_polling_waits_for_what_is_half_written(root, saved):
     assert live(root, life) == {"m/2": ("READY", "")}
 
 
+def test_what_is_rewritten_where_it_stands_takes_nobody_back_to_an_older_version(root, saved):
+    async def life(repository):
+        exchange(root / "m" / "2", saved[2])
+        await repository.poll()
+        assert seeds(repository) == {"m/2": 2}
+        for name in ("manifest.json", "weights.safetensors"):
+            content = (saved[3] / name).read_bytes()
+            (root / "m" / "2" / name).write_bytes(content[: len(content) // 2])
+            await repository.poll()
+            assert seeds(repository) == {"m/2": 2}
+            (root / "m" / "2" / name).write_bytes(content)
+        # What is served follows the directory while what shall take its place is being written.
+        (root / "m" / "3").mkdir()
+        (root / "m" / "3" / "manifest.json").write_text("{}")
+        await repository.poll()
+        assert seeds(repository) == {"m/2": 3}
+        exchange(root / "m" / "3", saved[1])
+        await repository.poll()
+        return seeds(repository)
+
+    assert live(root, life) == {"m/3": 1}
+
+
+def test_of_a_new_model_what_is_whole_is_served_until_the_rest_is(root, saved):
+    async def life(repository):
+        exchange_into(root, "n/1", saved[2])
+        exchange(root / "n" / "2", saved[3])
+        weights = root / "n" / "2" / "weights.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1])
+        await repository.poll()
+        assert seeds(repository) == {"m/1": 1, "n/1": 2}
+        weights.write_bytes(content)
+        await repository.poll()
+        return seeds(repository)
+
+    assert live(root, life) == {"m/1": 1, "n/2": 3}
+
+
 def test_polling_tries_what_failed_only_once_it_changes(root, saved, monkeypatch):
     attempts = []
     real = served.load

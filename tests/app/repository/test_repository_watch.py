@@ -67,9 +67,9 @@ def test_a_link_that_leads_out_is_told_at_the_start_and_not_with_every_look(tmp_
 
 
 @pytest.mark.parametrize("name", ["nobody", "..", "half"])
-def test_only_whole_versions_are_taken(tmp_path, name):
+def test_which_versions_are_whole(tmp_path, name):
     build(tmp_path / "a" / "1", seed=1)
     touch(tmp_path, "a/2", "half/1")
     watch = Watch(tmp_path)
-    assert asyncio.run(watch.whole("a")) == {"1": tmp_path / "a" / "1"}
-    assert asyncio.run(watch.whole(name)) == {}
+    assert asyncio.run(watch.versions("a")) == ({"1": tmp_path / "a" / "1", "2": tmp_path / "a" / "2"}, {"1"})
+    assert asyncio.run(watch.versions(name))[1] == set()
