@@ -25,10 +25,12 @@ class Accelerator:
     Args:
         engine: the thread on which what was compiled is checked and put to use.
         planning: what may be compiled, and where.
+        bound: seconds in which what was compiled must have been tried on the engine.
     """
 
-    def __init__(self, engine: Engine, planning: Planning) -> None:
+    def __init__(self, engine: Engine, planning: Planning, bound: float | None = None) -> None:
         self._engine = engine
+        self._bound = bound
         self._planning = planning
         self._background = Background()
 
@@ -77,7 +79,7 @@ class Accelerator:
             started = time.perf_counter()
             try:
                 compiled = await self._background.run(made.compile, step, workshop)
-                used = await self._engine.run(made.adopt, compiled)
+                used = await self._engine.run(made.adopt, compiled, bound=self._bound)
             except EnsembledError as error:
                 if not wanted():
                     # The process that compiles was ended.

@@ -98,7 +98,7 @@ class Service:
         self.adaptation = Adaptation(settings, self.batcher, self.repository.is_served)
         # Nobody knows whether it will ever end, and another instance can answer those that wait for it.
         self.engine.on_overdue = lambda: self.batcher.give_up_waiting(Unavailable(_STUCK), "stuck")
-        self.accelerator = Accelerator(self.engine, planning)
+        self.accelerator = Accelerator(self.engine, planning, settings.engine_timeout)
         self._upkeep = Upkeep(self.repository, self.accelerator if settings.compile else None, settings.poll)
 
     @property

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,23 @@ def accelerated(made, *, wanted=lambda: True, complete=False, planning=None):
 
     asyncio.run(work())
     return workshop
+
+
+def test_what_is_tried_on_the_engine_and_does_not_come_back_is_noticed():
+    made, overdue = Ensemble(), threading.Event()
+    made.adopt = lambda compiled: overdue.wait(20)
+
+    async def work():
+        engine = Engine(1)
+        engine.on_overdue = overdue.set
+        model = SimpleNamespace(name="m", version="1", ensemble=made, plan_sizes=(1,), plan_complete=False)
+        try:
+            await Accelerator(engine, Planning(Workshop()), bound=0.05).accelerate(model, lambda: not overdue.is_set())
+        finally:
+            engine.close()
+
+    asyncio.run(work())
+    assert overdue.is_set()
 
 
 def test_every_step_is_compiled_and_the_plan_kept_and_the_process_ended():
