@@ -2,8 +2,8 @@
 
 A backend says why it is missing on a device (``missing``), builds a :class:`~ensemble.backends.job.Job` to files with
 its ``SUFFIXES`` (``build``, in the worker process), and makes a call of them (``Compiled``). ``DEVICE`` is the one that
-it is for, empty for all; ``PRECISIONS`` are those in which it can compute; ``ANY_MEMBERS`` says whether one build takes
-the weights of any members.
+it is for, empty for all; ``PRECISIONS`` are those in which it can compute, "float32" for the weights' own dtype;
+``ANY_MEMBERS`` says whether one build takes the weights of any members.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
-from ensemble.errors import ModelError
 from ensemble.members import Members
 
 # Recorded where it runs, so there is nothing to keep.
@@ -39,8 +38,6 @@ class Compiled:
     """A recording for each chunk of members; inputs are copied to where it reads them."""
 
     def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
-        if precision != "float32":
-            raise ModelError(f"A CUDA graph computes in the weights' own dtype, not in {precision}.")
         traced, _ = trace(job)
         device = next(iter(members.stacked.values())).device
         self._chunk = job.chunk

@@ -19,7 +19,7 @@ from ensemble.backends import toolchain
 from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
-from ensemble.errors import ModelError, first_line
+from ensemble.errors import first_line
 from ensemble.members import Members
 
 DEVICE = ""
@@ -62,8 +62,6 @@ class Compiled:
     """A package that was loaded, with the weights that it is called with."""
 
     def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
-        if precision != "float32":
-            raise ModelError(f"Inductor computes in the weights' own dtype, not in {precision}.")
         package: Any = torch._inductor.aoti_load_package(str(target.with_suffix(SUFFIXES[0])))
         # The package's own call flattens and packs arguments, which takes longer than a small model.
         self._run = package.loader.run

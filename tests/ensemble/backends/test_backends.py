@@ -13,7 +13,7 @@ from ensemble.backends import BACKENDS, inductor, openvino, toolchain
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
 from ensemble.backends.worker import build
-from ensemble.planning.optimize import Step, key_of
+from ensemble.planning.optimize import Step, follow, key_of
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
 from tests.scenarios import SCENARIOS, seeded
@@ -61,6 +61,27 @@ def test_a_compiler_that_is_missing_is_named_with_what_to_do(made, workshop, mon
     }
     with pytest.raises(ModelError, match="inductor cannot be used here: there is no C"):
         ens.compile(Step("inductor", 2, 5, "float32"), workshop)
+
+
+@pytest.mark.parametrize("kind", ["inductor", "cudagraph"])
+def test_a_backend_that_cannot_compute_in_a_precision_is_told_by_the_plan(made, workshop, monkeypatch, kind):
+    for name in [name for name in BACKENDS if name != kind]:
+        monkeypatch.delitem(BACKENDS, name)
+    monkeypatch.setattr(BACKENDS[kind], "missing", lambda _: "")
+    monkeypatch.setattr(workshop, "build", None)
+    ens = remade(made("mlp"), LowRank(scale=0.3))
+    ens.measure((1, 2), seconds=0.1)
+    adopted = []
+
+    def compile(step, left):
+        return step if step.precision == "float32" else ens.compile(step, workshop, left)
+
+    assert {step.precision for step in ens.steps()} == {"float32"}
+    todo = ens.steps(precision="bfloat16")
+    assert follow(ens._runner, todo, compile=compile, adopt=adopted.append, seconds=10)
+    assert [step for step in todo if step.precision == "float32"] == adopted
+    reason = f"{kind} computes in the weights' own dtype (dtype=, --dtype), not in bfloat16."
+    assert ens.plan.failures == {f"{kind} in bfloat16": reason}
 
 
 @pytest.fixture
