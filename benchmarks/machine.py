@@ -131,13 +131,12 @@ def multiplying(a: Tensor, b: Tensor) -> dict[str, Callable[[], object]]:
     processors oneDNN's kernels, which compiled calls use, and OpenVINO's take less than half as long.
     """
     calls: dict[str, Callable[[], object]] = {"blas": functools.partial(torch.mm, a, b)}
-    if torch.backends.mkldnn.is_available():
-        # Operators of PyTorch's own compiler, which not every build has.
-        with contextlib.suppress(AttributeError, RuntimeError):
-            packed = torch.ops.mkldnn._reorder_linear_weight(b.t().contiguous(), len(a))
-            call = functools.partial(torch.ops.mkldnn._linear_pointwise, a, packed, None, "none", [], "")
-            call()
-            calls["onednn"] = call
+    # Operators of PyTorch's own compiler, which not every build has.
+    with contextlib.suppress(AttributeError, RuntimeError):
+        packed = torch.ops.mkldnn._reorder_linear_weight(b.t().contiguous(), len(a))
+        call = functools.partial(torch.ops.mkldnn._linear_pointwise, a, packed, None, "none", [], "")
+        call()
+        calls["onednn"] = call
     if a.dtype == torch.float32 and version("openvino"):
         calls["openvino"] = _in_openvino(a, b)
     return calls
