@@ -74,4 +74,4 @@ async def _parameters(request: Request) -> dict[str, Any]:
 
 async def _document(request: Request) -> dict[str, Any]:
     body = await body_of(request)
-    return parse_json(body) if body.strip() else {}
+    return parse_json(body) if body else {}

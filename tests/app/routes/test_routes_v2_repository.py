@@ -96,7 +96,9 @@ def test_the_index_of_what_is_ready(http, n):
     assert http.post("/v2/repository/index", json={"ready": True}).json() == BOTH
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": 1}', b'{"ready": "true"}', b"\xff", b"[" * 200 + b"]" * 200])
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b" \t\n", b'{"ready": 1}', b'{"ready": "true"}', b"\xff", b"[" * 200 + b"]" * 200]
+)
 def test_an_index_that_is_asked_for_wrongly(http, body):
     reply = http.post("/v2/repository/index", content=body)
     assert reply.status_code == 400
