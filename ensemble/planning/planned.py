@@ -208,6 +208,6 @@ class Planned(abc.ABC):
         """How far ways of running may differ, relative to the largest magnitude."""
         if torch.finfo(self.dtype).eps > 1e-5:
             return 5e-2
-        # TensorFloat-32 has 10 bits of mantissa, where products are let have it.
-        rounded = self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-        return 1e-2 if rounded else 1e-4
+        # TensorFloat-32 has 10 bits of mantissa, where products or, as PyTorch comes, convolutions are let have it.
+        allowed = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
+        return 1e-2 if self.device.type == "cuda" and allowed else 1e-4

@@ -211,3 +211,13 @@ def test_an_ensemble_that_no_way_runs_right_is_not_measured(made, monkeypatch):
     with pytest.raises(ModelError, match="No way of running 1 rows gives what the loop over members gives"):
         ens.measure((1,), seconds=0.1)
     assert ens.plan is None
+
+
+@pytest.mark.parametrize(
+    ("device", "convolutions", "bound"), [("cpu", True, 1e-4), ("cuda", False, 1e-4), ("cuda", True, 1e-2)]
+)
+def test_how_near_ways_must_be_follows_what_the_device_may_round(monkeypatch, device, convolutions, bound):
+    made = ensemble.perturb(nn.Linear(2, 2), ensemble.Gaussian(scale=0.1), members=2, example=torch.ones(1, 2))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", convolutions)
+    monkeypatch.setattr(type(made), "device", torch.device(device))
+    assert made._bound == bound
