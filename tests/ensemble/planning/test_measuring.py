@@ -3,7 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+import ensemble
 from ensemble import LowRank, ModelError, vectorised
 from ensemble.planning import measuring
 from ensemble.planning.measuring import RealBatch, candidates, measure
