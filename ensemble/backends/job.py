@@ -90,7 +90,7 @@ class Job:
             own=tuple(Spec.of(name, first[name]) for name in names if name in members.stacked),
             inputs=tuple(Spec.of(s.name, tensor) for s, tensor in zip(program.inputs, inputs, strict=True)),
             threads=torch.get_num_threads() if backend == "inductor" and inputs[0].device.type == "cpu" else 0,
-            tf32=_tf32() if inputs[0].device.type == "cuda" else (False, False),
+            tf32=tf32_allowed() if inputs[0].device.type == "cuda" else (False, False),
         )
 
     def read_graph(self) -> fx.Graph:
@@ -115,8 +115,9 @@ class Job:
         return digest(self.to_json())
 
 
-def _tf32() -> tuple[bool, bool]:
-    """This process's settings. The older ones cannot be read where one of these was set."""
+def tf32_allowed() -> tuple[bool, bool]:
+    """Whether a GPU may round products, and convolutions, to TensorFloat-32 in this process."""
+    # PyTorch's older settings cannot be read where one of these was set.
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made when torch is imported
     return torch.backends.cuda.matmul.fp32_precision == "tf32", convolutions.fp32_precision == "tf32"
 

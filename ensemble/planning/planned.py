@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ensemble.backends.job import Job
+from ensemble.backends.job import Job, tf32_allowed
 from ensemble.backends.workshop import Workshop
 from ensemble.planning import optimize
 from ensemble.planning.compiled import Compiled
@@ -208,6 +208,6 @@ class Planned(abc.ABC):
         """How far ways of running may differ, relative to the largest magnitude."""
         if torch.finfo(self.dtype).eps > 1e-5:
             return 5e-2
-        # TensorFloat-32 has 10 bits of mantissa, where products or, as PyTorch comes, convolutions are let have it.
-        allowed = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
-        return 1e-2 if self.device.type == "cuda" and allowed else 1e-4
+        # It has 10 bits of mantissa, and as PyTorch comes, convolutions may have no more.
+        rounded = self.device.type == "cuda" and any(tf32_allowed())
+        return 1e-2 if rounded else 1e-4
