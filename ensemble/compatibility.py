@@ -6,10 +6,17 @@ import dataclasses
 from typing import Literal
 
 from ensemble.ensemble import Ensemble
+from ensemble.perturbation.factors import Form, Shape
 from ensemble.perturbation.stacked import Stacked
 from ensemble.structured import LEFT, RIGHT, factorable, structures
+from ensemble.vectorised import evaluate
 
-How = Literal["shared", "stacked", "factored", "dense fallback"]
+How = Literal["shared", "stacked", "factored", "dense fallback", "loop"]
+# The other form that factors may have, and the recipe that has it.
+_OTHERS: dict[Form, tuple[Form, str]] = {
+    "additive": ("multiplicative", "rank1"),
+    "multiplicative": ("additive", "low_rank"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +27,8 @@ class Row:
         name: in the model's state dict.
         shape: of one member.
         how: "shared" stands once for all members; "factored" once, with thin factors for each member; "stacked" and
-            "dense fallback" are held in full by each member, the latter although the recipe has factors.
+            "dense fallback" are held in full by each member, the latter although the recipe has factors. "loop": held
+            as ``why`` says, and used by one member after the other, since ``vmap`` refuses the model.
         why: the reason, and what would change it.
         nbytes: memory for all members.
     """
@@ -33,31 +41,48 @@ class Row:
 
 
 def compatibility(ensemble: Ensemble) -> list[Row]:
-    """A row for each weight that the program reads, in its order."""
+    """A row for each weight that the program reads, in its order.
+
+    One member is run on the example, unless it is known already whether ``vmap`` takes the model.
+    """
     members = ensemble.members
     reasons = _fallbacks(ensemble)
+    looped = _looped(ensemble)
 
     def size(*names: str) -> int:
         tensors = [{**members.shared, **members.stacked}[name] for name in names]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def own(name: str, shape: tuple[int, ...], how: How, why: str, nbytes: int) -> Row:
+        return Row(name, shape, "loop", f"{why}; {looped}", nbytes) if looped else Row(name, shape, how, why, nbytes)
 
     rows = []
     for name in ensemble.program.weight_names:
         if name in members.factored:
             shape = members.factored[name].size
             text = "used in products only, which run on the shared weight and the factors"
-            rows.append(Row(name, shape, "factored", text, size(name, name + LEFT, name + RIGHT)))
+            rows.append(own(name, shape, "factored", text, size(name, name + LEFT, name + RIGHT)))
         elif name in members.shared:
             text = _shared(ensemble)
             rows.append(Row(name, tuple(members.shared[name].shape), "shared", text, size(name)))
         else:
             shape = tuple(members.stacked[name].shape[1:])
             if name in reasons:
-                text = f"used by {reasons[name]}, which has no form on factors; exclude it to keep it shared"
-                rows.append(Row(name, shape, "dense fallback", text, size(name)))
+                rows.append(own(name, shape, "dense fallback", reasons[name], size(name)))
             else:
-                rows.append(Row(name, shape, "stacked", _dense(ensemble, len(shape)), size(name)))
+                rows.append(own(name, shape, "stacked", _dense(ensemble, len(shape)), size(name)))
     return rows
+
+
+def _looped(ensemble: Ensemble) -> str:
+    """Why members run one after the other; empty if they do not."""
+    program = ensemble.running
+    if not program.looped_because:
+        # What vmap refuses, it refuses for one member too.
+        next(evaluate(program, ensemble.members, ensemble.example(), count=1))
+    if not program.looped_because:
+        return ""
+    return f"members run one after the other, since vmap refuses the model: {program.looped_because.removesuffix('.')}"
 
 
 def _shared(ensemble: Ensemble) -> str:
@@ -86,9 +111,18 @@ def _dense(ensemble: Ensemble, dimensions: int) -> str:
 
 
 def _fallbacks(ensemble: Ensemble) -> dict[str, str]:
-    """Weights that the recipe would factor and the program does not let it: {name: operation}."""
+    """Weights that the recipe would factor and the program does not let it: why, and what to do, by name."""
     recipe, origin = ensemble.origin.recipe, ensemble.origin
-    if recipe is None or not ensemble.origin.replayable:
+    if recipe is None or not origin.replayable:
         return {}
-    _, reasons = factorable(ensemble.program, structures(recipe, origin.reference))
-    return reasons
+    wanted = structures(recipe, origin.reference)
+    _, reasons = factorable(ensemble.program, wanted)
+    if ensemble.program.live:
+        return {name: f"{reason}; make the ensemble without live=True" for name, reason in reasons.items()}
+    found = {}
+    for name, reason in reasons.items():
+        form, other = _OTHERS[wanted[name].form]
+        fits, _ = factorable(ensemble.program, {name: Shape(form, 1, wanted[name].size)})
+        instead = f"{other} would put it on factors; " if fits else ""
+        found[name] = f"{reason}; {instead}exclude it to keep it shared"
+    return found

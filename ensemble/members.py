@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import stack_module_state
 
-from ensemble.errors import ModelError
+from ensemble.errors import MemoryLimitError, ModelError
 from ensemble.memory import require
 from ensemble.perturbation import Perturbation
 from ensemble.perturbation.factors import Factors, Shape
@@ -138,9 +138,15 @@ def draw(
     def kept(name: str) -> torch.dtype:
         return dtype if dtype and weights[name].is_floating_point() else weights[name].dtype
 
-    factored, _ = factorable(program, structures(recipe, {name: weights[name] for name in names}))
+    factored, dense = factorable(program, structures(recipe, {name: weights[name] for name in names}))
     shapes = own_shapes({name: weights[name].shape for name in names}, factored, {name: kept(name) for name in names})
-    stacked = draw_own(recipe, weights, shapes, factored, count=count, seed=seed, device=device, progress=progress)
+    try:
+        stacked = draw_own(recipe, weights, shapes, factored, count=count, seed=seed, device=device, progress=progress)
+    except MemoryLimitError as error:
+        if not dense:
+            raise
+        reasons = "; ".join(f"{name!r}, {reason}" for name, reason in dense.items())
+        raise MemoryLimitError(f"{error} Members hold in full, though the recipe has factors: {reasons}.") from None
     # Copies, so that training the model further does not change the ensemble.
     shared = {n: w.to(device, kept(n), copy=True) for n, w in weights.items() if n not in stacked}
     return Members(count, shared, stacked, factored, recipe.mixture(count))
