@@ -15,16 +15,19 @@ from rich.table import Table
 
 import ensemble
 from app.commands.wording import in_words
+from app.engine import DeviceError, pick_device
 from app.planning import batch_sizes
 from app.processors import default_threads
 from ensemble.backends.workshop import Workshop
 from ensemble.memory import human
 from ensemble.planning.optimize import PRECISIONS, Precision
+from ensemble.program.program import TensorSpec, plain
 from ensemble.storage.artifact import read_manifest
 
 DESCRIPTION = """\
 Show what a saved ensemble is: task, recipe, members, inputs, statistics, weights, memory. It is loaded as the service
-would load it, so every hash is verified, and the vectorised call is checked against the loop over its members."""
+would load it, so every hash is verified, and the vectorised call is checked against the loop over its members. Ways of
+running are kept for a device, dtype, precision, largest batch and number of threads: give those of the service."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +42,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="find the fastest ways of running on this machine now, and keep them for the service",
     )
     parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        default="cpu",
+        help="cpu, cuda, cuda:1 or auto, as for serve (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "float64"),
+        help="of the weights, as for serve (default: as they were saved)",
+    )
+    parser.add_argument(
         "--max-batch", metavar="ROWS", type=int, default=64, help="the service's largest batch (default: %(default)s)"
     )
     parser.add_argument(
@@ -46,6 +60,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="as the service is given it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="with --measure, TensorFloat-32 on an NVIDIA GPU, as the service is given it",
     )
     parser.add_argument(
         "--cache-dir", metavar="DIR", type=Path, help="where plans are kept (default: ~/.cache/ensembled)"
@@ -61,13 +80,17 @@ def main(args: argparse.Namespace) -> int:
     torch.set_num_threads(max(1, args.threads or default_threads()))
     try:
         manifest = read_manifest(args.path)
-        made = ensemble.load(args.path)
+        device = pick_device(args.device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = args.tf32
+        made = ensemble.load(args.path, device=device, dtype=getattr(torch, args.dtype) if args.dtype else None)
         sizes = batch_sizes(max(1, args.max_batch))
         _plan(made, sizes, args.cache_dir, args.precision, measure=args.measure)
         error = made.check()
         if args.plot:
             ensemble.FitReport(made.report).plot(args.plot)
-    except ensemble.EnsembledError as problem:
+    except (ensemble.EnsembledError, DeviceError) as problem:
         print(f"ensembled inspect: {problem}", file=sys.stderr)
         return 1
     about = {
@@ -77,7 +100,8 @@ def main(args: argparse.Namespace) -> int:
         "members": len(made),
         "seed": made.origin.seed,
         "recipe": manifest.recipe,
-        "dtype": manifest.dtype,
+        "device": str(made.device),
+        "dtype": args.dtype or manifest.dtype,
         "noise_variance": made.noise_variance,
         "operations": _operations(made),
         "checked_against_loop": {"relative_error": error},
@@ -86,8 +110,8 @@ def main(args: argparse.Namespace) -> int:
         "calibration": None if made.calibration is None else made.calibration.described(),
         "report": made.report,
         "metadata": made.metadata,
-        "inputs": list(manifest.inputs),
-        "outputs": list(manifest.outputs),
+        "inputs": [_described(spec) for spec in made.program.inputs],
+        "outputs": [_described(spec) for spec in made.program.outputs],
         "statistics": {
             name: {"description": s.description, "unit": s.unit, "default": s.default, "shape": [-1, *shape]}
             for name, (s, shape) in made.described_statistics().items()
@@ -95,6 +119,8 @@ def main(args: argparse.Namespace) -> int:
         "plan": [way.described() for way in made.plan.ways] if made.plan else [],
         "backends_not_used": made.plan.failures if made.plan else {},
         "weights": [dataclasses.asdict(row) for row in ensemble.compatibility(made)],
+        # Found out at the latest by the report on the weights.
+        "looped_because": made.looped_because or None,
     }
     if args.json:
         print(json.dumps(about))
@@ -121,6 +147,10 @@ def _plan(
         )
 
 
+def _described(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": plain(spec.dtype), "shape": list(spec.shape)}
+
+
 def _operations(made: ensemble.Ensemble) -> int:
     assert made.program.graph is not None
     return sum(node.op == "call_function" for node in made.program.graph.nodes)
@@ -135,10 +165,12 @@ def _show(about: dict[str, Any]) -> None:
     made = in_words(recipe["name"], recipe["settings"]) if recipe else apart
     facts.add_row("task", about["task"])
     facts.add_row("members", f"{about['members']} ({made}, seed {about['seed']})")
-    facts.add_row("weights", f"{human(about['bytes_of_weights'])} in memory as {about['dtype']}")
+    facts.add_row("weights", f"{human(about['bytes_of_weights'])} in memory as {about['dtype']} on {about['device']}")
     facts.add_row("on disk", f"{human(about['bytes_on_disk'])}, every hash verified")
     facts.add_row("graph", f"{about['operations']} operations")
     facts.add_row("check", f"differs from the loop by {about['checked_against_loop']['relative_error']:.1e} (relative)")
+    if about["looped_because"]:
+        facts.add_row("run by", f"the loop, one member after the other: {about['looped_because']}")
     if about["noise_variance"] is not None:
         facts.add_row("noise variance", f"{about['noise_variance']:.4g}")
     facts.add_row("made by", about["created_by"])
