@@ -208,6 +208,6 @@ class Planned(abc.ABC):
         """How far ways of running may differ, relative to the largest magnitude."""
         if torch.finfo(self.dtype).eps > 1e-5:
             return 5e-2
-        # It has 10 bits of mantissa, and as PyTorch comes, convolutions may have no more.
+        # TensorFloat-32 has 10 bits of mantissa; as PyTorch comes, convolutions are let have it.
         rounded = self.device.type == "cuda" and any(tf32_allowed())
         return 1e-2 if rounded else 1e-4

@@ -7,7 +7,7 @@ from torch import nn
 
 import ensemble
 from ensemble import LowRank, ModelError, vectorised
-from ensemble.planning import measuring
+from ensemble.planning import measuring, planned
 from ensemble.planning.measuring import RealBatch, candidates, measure
 from ensemble.planning.plan import LOOP
 from tests.ensemble.test_structured import remade
@@ -220,6 +220,6 @@ def test_an_ensemble_that_no_way_runs_right_is_not_measured(made, monkeypatch):
 )
 def test_how_near_ways_must_be_follows_what_the_device_may_round(monkeypatch, device, convolutions, bound):
     made = ensemble.perturb(nn.Linear(2, 2), ensemble.Gaussian(scale=0.1), members=2, example=torch.ones(1, 2))
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32" if convolutions else "ieee")
+    monkeypatch.setattr(planned, "tf32_allowed", lambda: (False, convolutions))
     monkeypatch.setattr(type(made), "device", torch.device(device))
     assert made._bound == bound
