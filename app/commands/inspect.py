@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tf32",
         action="store_true",
-        help="with --measure, TensorFloat-32 on an NVIDIA GPU, as the service is given it",
+        help="TensorFloat-32 on an NVIDIA GPU, as the service is given it",
     )
     parser.add_argument(
         "--cache-dir", metavar="DIR", type=Path, help="where plans are kept (default: ~/.cache/ensembled)"
