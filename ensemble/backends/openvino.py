@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import threading
 from collections.abc import Sequence
@@ -85,8 +86,15 @@ def build(job: Job, target: Path) -> None:
     _check_integers(traced)
     tell_of_bad_indices(traced, len(job.shared) + len(job.own))
     _thin_products(traced)
-    with torch.no_grad():
-        model = ov.convert_model(torch.export.export(traced, tuple(tensors)))
+    exported = torch.export.export(traced, tuple(tensors))
+    root = logging.getLogger()
+    level = root.level
+    try:
+        with torch.no_grad():
+            model = ov.convert_model(exported)
+    finally:
+        # What it cannot convert leaves everybody's warnings switched off.
+        root.setLevel(level)
     parameters = model.get_parameters()
     if len(parameters) != len(tensors):
         raise ModelError("OpenVINO leaves out an input of this model.")

@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -169,8 +170,10 @@ assert utils.init_ovc_telemetry().__class__.__module__ == "openvino.tools.ovc.te
 def test_a_failed_build_leaves_nothing_and_says_which_operation_it_was(made, tmp_path):
     ens = remade(made("volumes"), LowRank(scale=0.3))
     job = ens._runner.job("openvino", ens.example(2), len(ens))
+    level = logging.getLogger().level
     assert "No conversion rule found for operations: aten._trilinear.default" in build(job, tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert logging.getLogger().level == level
 
 
 class Hashing(torch.nn.Module):
