@@ -41,6 +41,10 @@ from app.version import VERSION
 
 log = logging.getLogger("app.server")
 
+# Seconds after which a thread lets another have the interpreter. The engine's needs it for a moment around each call, for
+# which it would wait while the event loop decodes: under load that takes longer than the call of a small model.
+_SWITCH = 0.0005
+
 
 @dataclass(frozen=True)
 class Port:
@@ -279,6 +283,7 @@ def serve(settings: Settings) -> None:
         app.state.service,
         {port.name: _configuration(port.app, port.host, port.number, settings) for port in app.state.ports},
     )
+    sys.setswitchinterval(_SWITCH)
     # uvicorn raises the signal again once it has stopped; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -161,6 +161,8 @@ class Compiled:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # A thread that stays on one core waits for whatever else runs there, although another is free.
+            "ENABLE_CPU_PINNING": False,
         }
         self._chunk = job.chunk
         self._outputs = len(job.graph["outputs"])
