@@ -41,8 +41,8 @@ from app.version import VERSION
 
 log = logging.getLogger("app.server")
 
-# Seconds after which a thread lets another have the interpreter. The engine's needs it for a moment around each call, and
-# would wait for it while the event loop decodes: under load for longer than the call of a small model takes.
+# Seconds after which a thread lets another have the interpreter. The engine's needs it for a moment around each call,
+# and would wait for it while the event loop decodes: under load for longer than the call of a small model takes.
 _SWITCH = 0.0005
 
 
