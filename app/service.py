@@ -23,7 +23,7 @@ from app.engine import Engine, pick_device
 from app.errors import BadRequest, Unavailable
 from app.metrics import Metrics
 from app.planning import Planning
-from app.processors import default_threads
+from app.processors import available, default_threads
 from app.protocol import InferRequest
 from app.repository import Repository
 from app.served import Served
@@ -66,7 +66,8 @@ class Service:
             # Of the whole process, convolutions too, which PyTorch would round unasked.
             torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = settings.tf32
-        self.engine = Engine(settings.threads or default_threads())
+        threads = settings.threads or default_threads()
+        self.engine = Engine(threads)
         workshop = _workshop(settings)
         planning = Planning(workshop, settings.precision)
         self.repository = Repository(
@@ -85,6 +86,7 @@ class Service:
             max_queued_rows=settings.max_queue,
             observer=self.metrics,
             max_delay=settings.max_delay,
+            beside=device.type != "cpu" or threads < available(),
         )
         self.variants = Variants(
             Limits(

@@ -34,6 +34,9 @@ log = logging.getLogger("app.batching")
 
 # One that runs, and one that is put together meanwhile.
 _TURNS = 2
+# Turns of the event loop in which nobody joins, after which nobody else is waited for. A client that was answered in
+# one turn is read in the next, and its request is decoded in the one after it.
+_QUIET = 3
 # Seconds for a call that runs, when everybody who waited for it has gone.
 _LAST_CALL = 1.0
 _ENDING = "the service is shutting down; ask another instance"
@@ -52,6 +55,8 @@ class Batcher:
         max_queued_rows: rows that may wait; beyond it :meth:`submit` refuses.
         observer: told of calls, of the queue and of requests that get no answer.
         max_delay: seconds that requests which do not fill a call wait for others, though the engine is idle.
+        beside: whether calls leave a processor to the event loop. If not, the two take turns: a call begins when what
+            has arrived is read, since either would only hold up the other, and so would two calls for one.
     """
 
     def __init__(
@@ -62,11 +67,14 @@ class Batcher:
         max_queued_rows: int,
         observer: Observer,
         max_delay: float = 0.0,
+        beside: bool = True,
     ) -> None:
         self._execute = execute
         self._make = make
         self._max_queued_rows = max_queued_rows
         self._max_delay = max_delay
+        self._beside = beside
+        self._one = asyncio.Lock()
         self._line = Line()
         self._turns: list[Turn] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,7 +185,7 @@ class Batcher:
                 f"{waiting} rows are waiting and the limit is {self._max_queued_rows}; try again later",
                 retry_after=self._ledger.backlog(now, self._turns),
             )
-        shapes = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(inputs.items()))
+        shapes = tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items()))
         loop = asyncio.get_running_loop()
         job = Job(
             (id(target), shapes, question, own is None),
@@ -260,7 +268,7 @@ class Batcher:
         outcome: Outcome | None = None
         error: Exception | None = None
         try:
-            outcome = await self._execute(turn.compute, self._make)
+            outcome = await (self._execute(turn.compute, self._make) if self._beside else self._in_turn(turn))
         except asyncio.CancelledError as cancelled:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 # The event loop ends.
@@ -282,6 +290,16 @@ class Batcher:
                 log.exception("a call cannot be given to its requests")
                 self._ending.abandon(turn, problem)
         self._wake()
+
+    async def _in_turn(self, turn: Turn) -> Outcome | None:
+        """Make a call once the one before it has ended and nobody else is about to join."""
+        async with self._one:
+            rows, quiet = turn.rows, 0
+            while quiet < _QUIET and turn.has_room(1):
+                await asyncio.sleep(0)
+                quiet, rows = (quiet + 1 if turn.rows == rows else 0), turn.rows
+            found: Outcome | None = await self._execute(turn.compute, self._make)
+            return found
 
     def _settle(self, turn: Turn, outcome: Outcome | None, error: Exception | None) -> None:
         unbegun = turn.withdraw()

@@ -60,6 +60,11 @@ class Turn:
         """Whether it is closed: being computed, done, or withdrawn."""
         return self._taken
 
+    @property
+    def rows(self) -> int:
+        """How many it was given."""
+        return self._rows
+
     def join(self, piece: Piece) -> bool:
         """Give it more rows; whether it could take them."""
         with self._lock:

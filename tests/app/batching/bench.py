@@ -110,7 +110,9 @@ def rows(*values: float, width: int = 1) -> dict[str, np.ndarray]:
 class Bench:
     """A batcher with its engine and its observer, on the running loop."""
 
-    def __init__(self, max_rows: int = 4, max_queued_rows: int = 100, max_delay: float = 0.0) -> None:
+    def __init__(
+        self, max_rows: int = 4, max_queued_rows: int = 100, max_delay: float = 0.0, beside: bool = True
+    ) -> None:
         self.engine, self.seen = FakeEngine(), Seen()
         self.models = {name: Model(name, max_rows) for name in "abc"}
         self.batcher = Batcher(
@@ -119,6 +121,7 @@ class Bench:
             max_queued_rows=max_queued_rows,
             observer=self.seen,
             max_delay=max_delay,
+            beside=beside,
         )
         self.batcher.start()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,10 +82,10 @@ def check(asked: Asked, answer: Any, cancelled: bool) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(REQUESTS, max_size=16), st.integers(1, 6), st.sampled_from([100, 100, 3, 1]))
-def test_every_request_of_any_sequence_gets_exactly_one_answer_and_the_right_one(requests, max_rows, memory):
+@given(st.lists(REQUESTS, max_size=16), st.integers(1, 6), st.sampled_from([100, 100, 3, 1]), st.booleans())
+def test_every_request_of_any_sequence_gets_exactly_one_answer_and_the_right_one(requests, max_rows, memory, beside):
     async def main():
-        bench = Bench(max_rows=max_rows, max_queued_rows=1000)
+        bench = Bench(max_rows=max_rows, max_queued_rows=1000, beside=beside)
         bench.engine.memory = memory
         tasks = []
         for number, asked in enumerate(requests):
@@ -126,7 +127,8 @@ def test_every_request_of_any_sequence_gets_exactly_one_answer_and_the_right_one
     asyncio.run(main())
 
 
-def test_a_thousand_requests_of_all_kinds_on_a_real_thread():
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_thousand_requests_of_all_kinds_on_a_real_thread(beside):
     chance = random.Random(7)
     overlap = 0
 
@@ -168,7 +170,7 @@ def test_a_thousand_requests_of_all_kinds_on_a_real_thread():
     async def main():
         engine, seen = Engine(), Seen()
         models = {name: Model(name, 16) for name in "ab"}
-        batcher = Batcher(engine.run, make, max_queued_rows=200, observer=seen)
+        batcher = Batcher(engine.run, make, max_queued_rows=200, observer=seen, beside=beside)
         batcher.start()
         refused = 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from app.batching.turn import Turn
 from tests.app.batching.bench import Bench, double
 
@@ -230,6 +232,42 @@ def test_a_request_in_pieces_of_which_one_fails_is_answered_once_and_the_rest_is
         assert double(answers[2]) == [10]
         # The piece after the one that failed may have been taken already.
         assert len(bench.engine.made) <= 6
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("beside", "calls"), [(True, [[9], [1], [2]]), (False, [[9], [1, 2]])])
+def test_where_a_call_would_only_hold_up_the_event_loop_it_waits_for_what_follows_the_answers(beside, calls):
+    async def main():
+        bench = Bench(beside=beside)
+        first = await bench.busy(9)
+
+        async def who_was_answered_and_asks_again():
+            assert double(await first) == [18]
+            return await bench.ask(2)
+
+        again = asyncio.create_task(who_was_answered_and_asks_again())
+        waits = bench.ask(1)
+        await bench.settle()
+        assert [double(answer) for answer in await bench.finish(waits, again)] == [[2], [4]]
+        assert bench.engine.rows == calls
+
+    asyncio.run(main())
+
+
+def test_without_a_processor_to_spare_nobody_waits_for_those_who_do_not_come():
+    async def main():
+        bench = Bench(beside=False)
+        for number in range(3):
+            assert double(await bench.ask(number)) == [2 * number]
+        first = await bench.busy(5)
+        urgent = [bench.ask(6), bench.ask(7, target="b"), bench.ask(8, timeout=60)]
+        gone = bench.ask(9)
+        await bench.settle()
+        gone.cancel()
+        answers = await bench.finish(first, *urgent)
+        assert [double(answer) for answer in answers] == [[10], [12], [14], [16]]
+        assert bench.engine.rows[3:] == [[5], [6, 8], [7]]
 
     asyncio.run(main())
 
