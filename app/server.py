@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -26,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from uvicorn.config import STARTUP_FAILURE
 
-from app import tracing
+from app import heap, tracing
 from app.connection import Limits, connections_within
 from app.errors import MethodNotAllowed, NotFound, ServiceError
 from app.keys import Keys, keys_of
@@ -45,9 +44,6 @@ log = logging.getLogger("app.server")
 # Seconds after which a thread lets another have the interpreter. The engine's needs it for a moment around each call,
 # and would wait for it while the event loop decodes: under load for longer than the call of a small model takes.
 _SWITCH = 0.0005
-# Objects after which the collector looks at the newest ones. A few requests make Python's 700, and next to none of them
-# is garbage that only it can find.
-_ALLOCATED = 10_000
 
 
 @dataclass(frozen=True)
@@ -288,7 +284,7 @@ def serve(settings: Settings) -> None:
         {port.name: _configuration(port.app, port.host, port.number, settings) for port in app.state.ports},
     )
     sys.setswitchinterval(_SWITCH)
-    gc.set_threshold(_ALLOCATED)
+    heap.look_seldom()
     # uvicorn raises the signal again once it has stopped; a stop that was asked for is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)

@@ -6,7 +6,8 @@ one tolerance). Which outputs they ask for makes no difference. Rows are counted
 
 An idle engine is given a request at once. While a call runs, the next one is put together (:mod:`app.batching.turn`)
 from the bucket whose first request stands first in line (:mod:`app.batching.line`), and others join it until the
-engine takes it. A request with more rows than a call takes goes in pieces, each of which stands in line anew.
+engine takes it: as soon as it is free where calls leave the event loop a processor, else once nobody else is about to
+join. A request with more rows than a call takes goes in pieces, each of which stands in line anew.
 
 One request's fault is its own: a call that fails is repeated in halves until the request at fault stands alone. Where
 memory runs out, the target's calls are smaller from then on.

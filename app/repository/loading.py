@@ -77,7 +77,7 @@ class Loader:
     """Loads versions, one at a time.
 
     Args:
-        engine: the thread that answers, which loads what there is at the start.
+        engine: the thread that answers, which loads what nothing that is ready would have to wait for.
         place: where to.
     """
 

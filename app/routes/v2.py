@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.errors import Unavailable
 from app.protocol import (
     HEADER_LENGTH,
     decode_infer,
@@ -16,7 +15,6 @@ from app.protocol import (
     explain_v2_options,
     parse_header_length,
 )
-from app.repository import Entry
 from app.routes.common import ask, body_of, chosen_model, details_of, json_response, service_of, timeout_of
 from app.served import Served
 from app.version import VERSION
@@ -98,13 +96,8 @@ def _metadata(request: Request, name: str, version: str | None = None) -> Respon
 
 
 def _ready(request: Request, name: str, version: str | None = None) -> Response:
-    repository = service_of(request).repository
-    entry: Entry = repository.entry(name, version)
-    if repository.draining:
-        raise Unavailable("the service is shutting down")
-    if entry.state != "READY":
-        raise Unavailable(f"model {entry.name!r} is not ready: {entry.reason}")
-    return json_response({"name": entry.name, "version": entry.version, "ready": True})
+    model = service_of(request).repository.ready_model(name, version)
+    return json_response({"name": model.name, "version": model.version, "ready": True})
 
 
 async def _infer(request: Request, name: str, version: str | None = None) -> Response:

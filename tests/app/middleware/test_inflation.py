@@ -125,8 +125,9 @@ def asking(app, body: bytes, coding: str = "gzip"):
 
 
 async def read(receive) -> None:
-    while (await receive())["more_body"]:
-        pass
+    more = True
+    while more:
+        more = (await receive())["more_body"]
 
 
 @pytest.mark.parametrize(
