@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from ensemble.backends.declined import Declined
 from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job, Spec
 from ensemble.backends.tracing import trace
-from ensemble.errors import MemoryLimitError, ModelError, first_line
+from ensemble.errors import MemoryLimitError, ModelError, TimeLimitError, first_line
 from ensemble.members import Members
 from ensemble.memory import available, human
 from ensemble.structured import LEFT
@@ -151,9 +152,15 @@ def _thin_products(traced: fx.GraphModule) -> None:
 
 
 class Compiled:
-    """A converted model for each chunk of members, with their weights in it."""
+    """A converted model for each chunk of members, with their weights in it.
 
-    def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
+    Raises:
+        TimeLimitError: at the pace of the first ones it would not be made in so many ``seconds``.
+        MemoryLimitError: there is no room for one more copy of the weights.
+    """
+
+    def __init__(self, job: Job, target: Path, members: Members, precision: str, seconds: float) -> None:
+        begun = time.perf_counter()
         check(job)
         _require_memory(job, members)
         ov = openvino()
@@ -177,6 +184,12 @@ class Compiled:
             model = _core().read_model(str(target.with_suffix(".xml")))
             _fill(ov, model, job, members, start)
             self._requests.append(_core().compile_model(model, "CPU", settings).create_infer_request())
+            spent, share = time.perf_counter() - begun, (start + job.chunk) / members.count
+            if share < 1 and spent / share > seconds:
+                raise TimeLimitError(
+                    f"OpenVINO would take {spent / share:.0f} s to lay out the weights of all members, {job.chunk} at "
+                    f"a time, and {max(0.0, seconds):.0f} s are left."
+                )
 
     def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs of members [start, start + chunk).

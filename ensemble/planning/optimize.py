@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -14,11 +15,12 @@ import torch
 from ensemble.backends import BACKENDS
 from ensemble.backends.job import digest
 from ensemble.backends.workshop import Workshop
-from ensemble.errors import EnsembledError, MemoryLimitError
+from ensemble.errors import EnsembledError, MemoryLimitError, TimeLimitError
 from ensemble.members import Members
 from ensemble.planning.compiled import Compiled
 from ensemble.planning.plan import Plan, Trial
 from ensemble.planning.runner import Runner
+from ensemble.program.graph import convolves
 from ensemble.program.program import Program
 
 log = logging.getLogger("ensemble.planning.optimize")
@@ -31,6 +33,8 @@ _CACHE_BYTES = 32 * 2**20
 _KERNEL_BYTES = 16 * 2**20
 # Calls that one batch may be divided into, each compiled for its own members.
 _MOST_CHUNKS = 16
+# Seconds that each of them takes beside what it computes, rather more than less.
+_CALL_SECONDS = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,14 @@ class Step:
 
     @property
     def family(self) -> str:
-        """The calls that are not tried any more when this one fails: the backend's in this precision."""
-        return self.kind if self.precision == "float32" else f"{self.kind} in {self.precision}"
+        """The calls that are not tried any more when this one fails: the backend's in this precision, and of those for
+        one member, of which there are many to be made, the ones for one member."""
+        alone = self.chunk == 1 and self.kind in BACKENDS and not BACKENDS[self.kind].ANY_MEMBERS
+        return (
+            self.kind
+            + (", one member at a time" if alone else "")
+            + ("" if self.precision == "float32" else f" in {self.precision}")
+        )
 
     def __str__(self) -> str:
         precision = "" if self.precision == "float32" else f" in {self.precision}"
@@ -77,7 +87,9 @@ def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> li
         for size in rows:
             chunks = _chunks(backend.ANY_MEMBERS, runner.program, runner.members, size)
             found += [Step(kind, size, chunk, precision) for chunk in chunks for precision in precisions]
-    return found
+        alone = [size for size in rows if not backend.ANY_MEMBERS and _worth_a_call_each(runner, size)]
+        found += [Step(kind, size, 1, precision) for size in alone for precision in precisions]
+    return list(dict.fromkeys(found))
 
 
 def _chunks(any_members: bool, program: Program, members: Members, rows: int) -> list[int]:
@@ -88,6 +100,17 @@ def _chunks(any_members: bool, program: Program, members: Members, rows: int) ->
         return [fitting]
     whole = _fitting(members.count, _MOST_BYTES // per_member)
     return [chunk for chunk in dict.fromkeys((whole, fitting)) if members.count // chunk <= _MOST_CHUNKS]
+
+
+def _worth_a_call_each(runner: Runner, rows: int) -> bool:
+    """Whether a call for each member, which holds what all share once more, may be the fastest: a convolution of one
+    member is fused with what stands around it, and keeps its layout of the memory."""
+    graph, members = runner.program.graph, runner.members
+    shared = sum(tensor.nbytes for tensor in members.shared.values())
+    if graph is None or not convolves(graph) or members.factored or members.count * shared > members.nbytes - shared:
+        return False
+    measured = runner.plan.way(rows).seconds if runner.plan else math.inf
+    return members.count * _CALL_SECONDS < measured
 
 
 def _fitting(members: int, most: int) -> int:
@@ -167,7 +190,8 @@ def follow(
         try:
             adopt(compile(step, left))
         except EnsembledError as error:
-            course.fail(step, error, late=time.perf_counter() - begun > seconds)
+            late = isinstance(error, TimeLimitError) or time.perf_counter() - begun > seconds
+            course.fail(step, error, late=late)
     runner.note_failures(course.failed)
     return course.complete
 

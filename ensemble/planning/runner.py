@@ -189,6 +189,7 @@ class Runner:
 
         Raises:
             ModelError: it cannot be compiled here.
+            TimeLimitError: all members' weights would not be laid out in this time.
             MemoryLimitError: its weights do not fit beside what there is.
         """
         backend = BACKENDS[kind]
@@ -197,10 +198,11 @@ class Runner:
         if precision not in backend.PRECISIONS:
             raise ModelError(f"{kind} computes in the weights' own dtype (dtype=, --dtype), not in {precision}.")
         job = self.job(kind, inputs, chunk)
-        kept = workshop.has(job)
+        kept, begun = workshop.has(job), time.perf_counter()
         target = workshop.build(job, seconds)
+        left = (workshop.seconds if seconds is None else seconds) - (time.perf_counter() - begun)
         try:
-            call = backend.Compiled(job, target, self.members, precision)
+            call = backend.Compiled(job, target, self.members, precision, left)
         except EnsembledError:
             raise
         except Exception as error:

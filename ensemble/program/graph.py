@@ -77,6 +77,11 @@ def _write(value: Any, names: Mapping[fx.Node, str]) -> Any:
     raise ModelError(f"An operation's argument cannot be saved: {type(value).__name__} {str(value)[:60]}.")
 
 
+def convolves(graph: fx.Graph) -> bool:
+    """Whether one of its operations is a convolution."""
+    return any(node.op == "call_function" and "conv" in operation_name(node.target) for node in graph.nodes)
+
+
 def from_json(data: Any, device: torch.device) -> fx.Graph:
     """Read a graph back; operations that name a device get ``device``.
 
