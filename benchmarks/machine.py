@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,9 @@ SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
 # Products whose speed is measured, (rows, inner, columns): squares, and tall and wide ones as layers have them. Which
 # of them a kernel is fastest on differs.
 PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 784, 512), (4096, 512, 512), (256, 256, 4096))
+# A product that the slowest kernel does in milliseconds, and how much faster others must be for it to be left out.
+_PROBE = (128, 128, 128)
+_HOPELESS = 20
 
 
 def describe(packages: Sequence[str] = ()) -> str:
@@ -113,16 +116,26 @@ def limits(
     buffer = torch.ones(largest // 4)
     bandwidth = {size: size / min(_reading(buffer[: size // 4], share)) for size in sizes if size <= largest}
     del buffer
-    peak = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        speeds = []
-        for rows, inner, columns in products:
-            kernels = multiplying(torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype))
-            visit = seconds / 4 / len(products) / len(kernels)
-            speeds += [2 * rows * inner * columns / _fastest(call, visit) for call in kernels.values()]
-        peak[dtype] = max(speeds)
-    measured = Limits(bandwidth, peak[torch.float32], peak[torch.bfloat16])
+    share = seconds / 4 / len(products)
+    single = [speed for product in products for speed in _speeds(torch.float32, product, share).values()]
+    # Without instructions for it, a large product takes minutes in bfloat16.
+    probed = _speeds(torch.bfloat16, _PROBE, 0.0)
+    usable = [name for name, speed in probed.items() if speed * _HOPELESS > max(single)]
+    half = [speed for product in products for speed in _speeds(torch.bfloat16, product, share, usable).values()]
+    measured = Limits(bandwidth, max(single), max([*probed.values(), *half]))
     return measured.best(measured)
+
+
+def _speeds(
+    dtype: torch.dtype, product: tuple[int, int, int], seconds: float, among: Collection[str] | None = None
+) -> dict[str, float]:
+    """Flops a second of each kernel, or of those that are named, for one product."""
+    if among is not None and not among:
+        return {}
+    rows, inner, columns = product
+    kernels = multiplying(torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype))
+    chosen = {name: call for name, call in kernels.items() if among is None or name in among}
+    return {name: 2 * math.prod(product) / _fastest(call, seconds / len(chosen)) for name, call in chosen.items()}
 
 
 @torch.no_grad()

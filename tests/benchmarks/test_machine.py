@@ -42,6 +42,25 @@ def test_the_peak_is_that_of_the_fastest_kernel(monkeypatch):
     assert math.isclose(found.bfloat16, 3e9)
 
 
+def test_no_large_product_waits_for_a_kernel_that_lacks_instructions_for_it(monkeypatch):
+    asked = []
+
+    def kernels(a, b):
+        def slow():
+            asked.append(len(a))
+            return 2 * a.numel() * b.shape[1] / 1e6
+
+        return {"slow": slow} if a.dtype == torch.bfloat16 else {"fast": lambda: 2 * a.numel() * b.shape[1] / 1e9}
+
+    monkeypatch.setattr(machine, "multiplying", kernels)
+    monkeypatch.setattr(machine, "_fastest", lambda call, _: call())
+    monkeypatch.setattr(machine, "_reading", lambda *_: [1.0])
+    found = limits(0.1, sizes=(2**20,), products=((2048, 2048, 2048),))
+    assert asked == [128]
+    assert math.isclose(found.float32, 1e9)
+    assert math.isclose(found.bfloat16, 1e6)
+
+
 def test_a_bound_is_reading_or_computing():
     ceilings = Limits({1000: 100.0, 10_000: 10.0}, float32=50.0, bfloat16=90.0)
     assert ceilings.seconds(5000, 0) == 5000 / 100
