@@ -53,9 +53,10 @@ BODY_ERRORS = {
     "408": "the body did not arrive in time",
     "413": "the body is too large, as it is sent or once it is inflated",
     "415": "the body's Content-Encoding is none of gzip, deflate and identity",
+    "429": "the bodies of other requests take all memory that is for them; Retry-After says when to come back",
 }
 INFER_ERRORS = {
-    "429": "too many rows wait; Retry-After says when to come back",
+    "429": "too many rows wait, adapted models are kept, or bodies are held; Retry-After says when to come back",
     "504": "the request's deadline passed before it was answered",
 }
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}

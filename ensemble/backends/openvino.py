@@ -131,13 +131,21 @@ def _check_integers(traced: fx.GraphModule) -> None:
 
 
 def _thin_products(traced: fx.GraphModule) -> None:
-    """Products with a vector for each member as sums and outer products, which are fused with their neighbours."""
+    """Products with a vector for each member as sums and outer products, which are fused with their neighbours; where
+    all members have the same on their left, as inputs are, as one product with the matrix of their vectors."""
     graph = traced.graph
     for node in list(graph.find_nodes(op="call_function", target=aten.bmm.default)):
         left, right = node.args
         with graph.inserting_before(node):
             if left.meta["val"].shape[2] == 1:
                 new = graph.call_function(aten.mul.Tensor, (left, right))
+            elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None:
+                members, inner, _ = right.meta["val"].shape
+                flat = graph.call_function(aten.view.default, (common, [-1, inner]))
+                vectors = graph.call_function(aten.view.default, (right, [members, inner]))
+                columns = graph.call_function(aten.t.default, (vectors,))
+                product = graph.call_function(aten.mm.default, (flat, columns))
+                new = graph.call_function(aten.unsqueeze.default, (graph.call_function(aten.t.default, (product,)), 2))
             elif right.meta["val"].shape[2] == 1:
                 row = graph.call_function(aten.permute.default, (right, [0, 2, 1]))
                 product = graph.call_function(aten.mul.Tensor, (left, row))
@@ -149,6 +157,20 @@ def _thin_products(traced: fx.GraphModule) -> None:
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     traced.recompile()
+
+
+def _common(batch: fx.Node) -> fx.Node | None:
+    """What a batch of matrices repeats for each of them; None if they may differ."""
+    count, node = batch.meta["val"].shape[0], batch
+    while node.target in (aten.view.default, aten.expand.default):
+        [source] = node.all_input_nodes
+        before, after = list(source.meta["val"].shape), list(node.meta["val"].shape)
+        if node.target == aten.expand.default and before != after:
+            # Nothing but the first dimension is expanded, and that is the batch's.
+            alone = [1, *after[1:]]
+            return source if after[0] == count and before in (alone, alone[1:]) else None
+        node = source
+    return None
 
 
 class Compiled:

@@ -57,11 +57,8 @@ class Step:
         """The calls that are not tried any more when this one fails: the backend's in this precision, and of those for
         one member, of which there are many to be made, the ones for one member."""
         alone = self.chunk == 1 and self.kind in BACKENDS and not BACKENDS[self.kind].ANY_MEMBERS
-        return (
-            self.kind
-            + (", one member at a time" if alone else "")
-            + ("" if self.precision == "float32" else f" in {self.precision}")
-        )
+        name = f"{self.kind}, one member at a time" if alone else self.kind
+        return name if self.precision == "float32" else f"{name} in {self.precision}"
 
     def __str__(self) -> str:
         precision = "" if self.precision == "float32" else f" in {self.precision}"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ensemble
 from ensemble import LowRank, ModelError
@@ -54,6 +55,38 @@ def test_one_member_of_a_convolution_is_given_without_vmap_and_answers_as_with_i
         own = [members.stacked[s.name][index : index + 1] for s in job.own]
         [got] = traced(*[members.shared[s.name] for s in job.shared], *own, *ens.example(3))
         torch.testing.assert_close(got, want[None], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("left", "common"),
+    [
+        (lambda x: x.expand(4, 3, 5), True),
+        (lambda x: x.expand(4, 3, 5).reshape(4, 3, 5), True),
+        (lambda x: x[None].expand(4, 3, 5), True),
+        # The members' own, though of as many numbers: (4, 5) is expanded along the rows of each.
+        (lambda x: torch.cat([x, x[:1]])[:, None].expand(4, 3, 5), False),
+        (lambda x: torch.stack([x, 2 * x, 3 * x, 4 * x]), False),
+        (lambda x: torch.stack([x, 2 * x, 3 * x, 4 * x]).expand(4, 3, 5), False),
+        # Twelve batches of one row: four times three others.
+        (lambda x: x.expand(4, 3, 5).reshape(12, 1, 5), False),
+        (lambda x: x[:1].expand(12, 5).reshape(4, 3, 5), False),
+    ],
+)  # fmt: skip
+def test_what_members_have_in_common_is_multiplied_with_all_their_vectors_at_once(left, common):
+    x, right = torch.randn(3, 5), torch.randn(12, 5, 1)
+
+    def multiply(x, right):
+        batch = left(x)
+        return torch.bmm(batch, right[: len(batch)])
+
+    traced = make_fx(multiply, tracing_mode="fake")(x, right)
+    openvino._thin_products(traced)
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert (torch.ops.aten.mm.default in targets) == common
+    assert torch.ops.aten.bmm.default not in targets
+    got = traced(x, right)
+    torch.testing.assert_close(got, multiply(x, right))
+    assert got.is_contiguous()
 
 
 @converts
