@@ -79,4 +79,4 @@ def steps_for(made: ensemble.Ensemble, planning: Planning) -> list[Step]:
         return made.steps(chosen, precision=planning.precision)
     rest = [rows for rows in planned if rows not in chosen]
     steps = made.steps([*chosen, *rest], precision=planning.precision)
-    return [step for step in steps if step.kind == "openvino" or step.rows in chosen]
+    return [step for step in steps if step.kind in ("openvino", "unrolled") or step.rows in chosen]

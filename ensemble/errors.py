@@ -2,8 +2,7 @@
 
 EnsembledError
 ├── ModelError          the model cannot be made into an ensemble
-│   ├── ExportError     ... because torch.export cannot capture it (``live=True`` may still work)
-│   └── TimeLimitError  ... or not compiled in the time that there is; slower ways may do
+│   └── ExportError     ... because torch.export cannot capture it (``live=True`` may still work)
 ├── RecipeError         a perturbation's settings, or what they select in this model, make no sense
 │   └── TooShortError   ... because the time that it was given does not suffice
 ├── InputError          a call's inputs do not fit the model's signature
@@ -23,10 +22,6 @@ class ModelError(EnsembledError):
 
 class ExportError(ModelError):
     """``torch.export`` cannot capture the model."""
-
-
-class TimeLimitError(ModelError):
-    """Compiling a call takes longer than there is time."""
 
 
 class RecipeError(EnsembledError, ValueError):

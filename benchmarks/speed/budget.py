@@ -18,6 +18,9 @@ STARTING, PREPARING = 0.7, 0.7
 # Seconds, of a few sizes of models: a peer is held, prepared and timed, and the loop held again beside it, in so many.
 # Sharing what is left in smaller parts would leave none of them a time.
 LEAST = 40.0
+# Share of the time for starting that plans may take: what is held around a plan takes time as well, and so do the last
+# steps of one, and a way that is not done when that time ends has taken it for nothing, from the peers too.
+_PLANNING = 0.6
 # Seconds that a way takes to be prepared for a batch size, about; this library plans on top of that.
 _PREPARED = 2.0
 
@@ -88,4 +91,4 @@ def planning(wanted: float, ways: Sequence[str], batches: int, left: float) -> f
         batches: how many numbers of rows.
         left: seconds until no further way is started.
     """
-    return min(wanted, max(0.0, left) / batches / max(1, sum(way in RECIPES for way in ways)))
+    return min(wanted, _PLANNING * max(0.0, left) / batches / max(1, sum(way in RECIPES for way in ways)))

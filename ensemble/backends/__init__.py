@@ -1,4 +1,4 @@
-"""Compilers of the vmapped call, one a file, all of one shape.
+"""Compilers of a call of several members, one a file, all of one shape.
 
 A backend says why it is missing on a device (``missing``), builds a :class:`~ensemble.backends.job.Job` to files with
 its ``SUFFIXES`` (``build``, in the worker process), and makes a call of them (``Compiled``). ``DEVICE`` is the one that
@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from ensemble.backends import cudagraph, inductor, openvino
+from ensemble.backends import cudagraph, inductor, openvino, unrolled
 
-BACKENDS: dict[str, ModuleType] = {"openvino": openvino, "inductor": inductor, "cudagraph": cudagraph}
+BACKENDS: dict[str, ModuleType] = {
+    "openvino": openvino,
+    "unrolled": unrolled,
+    "inductor": inductor,
+    "cudagraph": cudagraph,
+}

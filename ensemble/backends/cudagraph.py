@@ -37,7 +37,7 @@ def build(job: Job, target: Path) -> None:
 class Compiled:
     """A recording for each chunk of members; inputs are copied to where it reads them."""
 
-    def __init__(self, job: Job, target: Path, members: Members, precision: str, seconds: float) -> None:
+    def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
         traced, _ = trace(job)
         device = next(iter(members.stacked.values())).device
         self._chunk = job.chunk

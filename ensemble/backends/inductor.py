@@ -61,7 +61,7 @@ def _prepare_for_cuda(job: Job) -> None:
 class Compiled:
     """A package that was loaded, with the weights that it is called with."""
 
-    def __init__(self, job: Job, target: Path, members: Members, precision: str, seconds: float) -> None:
+    def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
         package: Any = torch._inductor.aoti_load_package(str(target.with_suffix(SUFFIXES[0])))
         # The package's own call flattens and packs arguments, which takes longer than a small model.
         self._run = package.loader.run

@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from ensemble.backends.declined import Declined
 from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job, Spec
 from ensemble.backends.tracing import trace
-from ensemble.errors import MemoryLimitError, ModelError, TimeLimitError, first_line
+from ensemble.errors import MemoryLimitError, ModelError, first_line
 from ensemble.members import Members
 from ensemble.memory import available, human
 from ensemble.structured import LEFT
@@ -139,9 +138,9 @@ def _thin_products(traced: fx.GraphModule) -> None:
         with graph.inserting_before(node):
             if left.meta["val"].shape[2] == 1:
                 new = graph.call_function(aten.mul.Tensor, (left, right))
-            elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None:
+            elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None and _floating(node):
                 members, inner, _ = right.meta["val"].shape
-                flat = graph.call_function(aten.view.default, (common, [-1, inner]))
+                flat = graph.call_function(aten.view.default, (common, [left.meta["val"].shape[1], inner]))
                 vectors = graph.call_function(aten.view.default, (right, [members, inner]))
                 columns = graph.call_function(aten.t.default, (vectors,))
                 product = graph.call_function(aten.mm.default, (flat, columns))
@@ -154,9 +153,16 @@ def _thin_products(traced: fx.GraphModule) -> None:
                 continue
             # What follows may want the memory's order that the product had.
             new = graph.call_function(aten.clone.default, (new,), {"memory_format": torch.contiguous_format})
+        # The next product may take this one.
+        new.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     traced.recompile()
+
+
+def _floating(node: fx.Node) -> bool:
+    value: Tensor = node.meta["val"]
+    return value.is_floating_point()
 
 
 def _common(batch: fx.Node) -> fx.Node | None:
@@ -177,12 +183,10 @@ class Compiled:
     """A converted model for each chunk of members, with their weights in it.
 
     Raises:
-        TimeLimitError: at the pace of the first ones it would not be made in so many ``seconds``.
         MemoryLimitError: there is no room for one more copy of the weights.
     """
 
-    def __init__(self, job: Job, target: Path, members: Members, precision: str, seconds: float) -> None:
-        begun = time.perf_counter()
+    def __init__(self, job: Job, target: Path, members: Members, precision: str) -> None:
         check(job)
         _require_memory(job, members)
         ov = openvino()
@@ -206,12 +210,6 @@ class Compiled:
             model = _core().read_model(str(target.with_suffix(".xml")))
             _fill(ov, model, job, members, start)
             self._requests.append(_core().compile_model(model, "CPU", settings).create_infer_request())
-            spent, share = time.perf_counter() - begun, (start + job.chunk) / members.count
-            if share < 1 and spent / share > seconds:
-                raise TimeLimitError(
-                    f"OpenVINO would take {spent / share:.0f} s to lay out the weights of all members, {job.chunk} at "
-                    f"a time, and {max(0.0, seconds):.0f} s are left."
-                )
 
     def __call__(self, start: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs of members [start, start + chunk).
@@ -271,7 +269,10 @@ def _fill(ov: ModuleType, model: Any, job: Job, members: Members, start: int) ->
 
 
 def _require_memory(job: Job, members: Members) -> None:
-    free, need = available(torch.device("cpu")), _COPIES * members.nbytes
+    shared = sum(tensor.nbytes for tensor in members.shared.values())
+    # Each chunk's model has its own copy of what all share.
+    need = _COPIES * (members.nbytes + shared * (members.count // job.chunk - 1))
+    free = available(torch.device("cpu"))
     if free is not None and need > free * 0.8:
         raise MemoryLimitError(
             f"OpenVINO would keep the members' weights once more, {human(need)}, and {human(free)} is free."

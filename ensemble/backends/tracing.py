@@ -1,4 +1,4 @@
-"""The call of some members as one flat graph: what every compiler is given."""
+"""A call of several members as one flat graph: what every compiler is given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ensemble.backends.job import Job
-from ensemble.program.graph import convolves, places, skeleton
+from ensemble.program.graph import places, skeleton
 
 
 def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:
@@ -20,9 +20,6 @@ def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:
         returns the flat outputs, (chunk, rows, ...) each; and tensors without data like those that it takes.
     """
     graph, device = job.read_graph(), torch.device(job.device)
-    # Under vmap the members' dimension would stand between a convolution and what compilers fuse with it. Products of
-    # one member become slower without it.
-    alone = job.chunk == 1 and convolves(graph)
     where = places(graph)
     shared, own = [where[s.name] for s in job.shared], [where[s.name] for s in job.own]
     with FakeTensorMode():
@@ -40,8 +37,9 @@ def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:
             outputs: tuple[Tensor, ...] = functional_call(module, {**common, **weights}, inputs, tie_weights=False)
             return outputs
 
-        if alone:
-            return tuple(output.unsqueeze(0) for output in member({name: weight[0] for name, weight in mine.items()}))
+        if job.backend == "unrolled":
+            each = [member({name: weight[index] for name, weight in mine.items()}) for index in range(job.chunk)]
+            return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
         return torch.vmap(member, randomness="error")(mine)
 
     with torch.no_grad():

@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 
-from ensemble.backends import BACKENDS
+from ensemble.backends import BACKENDS, unrolled
 from ensemble.backends.job import digest
 from ensemble.backends.workshop import Workshop
-from ensemble.errors import EnsembledError, MemoryLimitError, TimeLimitError
+from ensemble.errors import EnsembledError, MemoryLimitError
 from ensemble.members import Members
 from ensemble.planning.compiled import Compiled
 from ensemble.planning.plan import Plan, Trial
 from ensemble.planning.runner import Runner
-from ensemble.program.graph import convolves
 from ensemble.program.program import Program
 
 log = logging.getLogger("ensemble.planning.optimize")
@@ -33,8 +31,6 @@ _CACHE_BYTES = 32 * 2**20
 _KERNEL_BYTES = 16 * 2**20
 # Calls that one batch may be divided into, each compiled for its own members.
 _MOST_CHUNKS = 16
-# Seconds that each of them takes beside what it computes, rather more than less.
-_CALL_SECONDS = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +50,8 @@ class Step:
 
     @property
     def family(self) -> str:
-        """The calls that are not tried any more when this one fails: the backend's in this precision, and of those for
-        one member, of which there are many to be made, the ones for one member."""
-        alone = self.chunk == 1 and self.kind in BACKENDS and not BACKENDS[self.kind].ANY_MEMBERS
-        name = f"{self.kind}, one member at a time" if alone else self.kind
-        return name if self.precision == "float32" else f"{name} in {self.precision}"
+        """The calls that are not tried any more when this one fails: the backend's in this precision."""
+        return self.kind if self.precision == "float32" else f"{self.kind} in {self.precision}"
 
     def __str__(self) -> str:
         precision = "" if self.precision == "float32" else f" in {self.precision}"
@@ -82,32 +75,23 @@ def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> li
         # One in which it cannot compute is a step all the same, so that the plan tells.
         precisions = dict.fromkeys(("float32", precision))
         for size in rows:
-            chunks = _chunks(backend.ANY_MEMBERS, runner.program, runner.members, size)
+            chunks = _chunks(kind, runner.program, runner.members, size)
             found += [Step(kind, size, chunk, precision) for chunk in chunks for precision in precisions]
-        alone = [size for size in rows if not backend.ANY_MEMBERS and _worth_a_call_each(runner, size)]
-        found += [Step(kind, size, 1, precision) for size in alone for precision in precisions]
-    return list(dict.fromkeys(found))
+    return found
 
 
-def _chunks(any_members: bool, program: Program, members: Members, rows: int) -> list[int]:
+def _chunks(kind: str, program: Program, members: Members, rows: int) -> list[int]:
+    any_members = BACKENDS[kind].ANY_MEMBERS
     per_member = max(1, program.activation_bytes * rows)
+    if BACKENDS[kind] is unrolled:
+        chunk = unrolled.chunk(program, members)
+        return [chunk] if chunk and members.count // chunk * per_member <= _MOST_BYTES else []
     fitting = _fitting(members.count, (_KERNEL_BYTES if any_members else _CACHE_BYTES) // per_member)
     if any_members:
         # Smaller chunks cost calls only.
         return [fitting]
     whole = _fitting(members.count, _MOST_BYTES // per_member)
     return [chunk for chunk in dict.fromkeys((whole, fitting)) if members.count // chunk <= _MOST_CHUNKS]
-
-
-def _worth_a_call_each(runner: Runner, rows: int) -> bool:
-    """Whether a call for each member, which holds what all share once more, may be the fastest: a convolution of one
-    member is fused with what stands around it, and keeps its layout of the memory."""
-    graph, members = runner.program.graph, runner.members
-    shared = sum(tensor.nbytes for tensor in members.shared.values())
-    if graph is None or not convolves(graph) or members.factored or members.count * shared > members.nbytes - shared:
-        return False
-    measured = runner.plan.way(rows).seconds if runner.plan else math.inf
-    return members.count * _CALL_SECONDS < measured
 
 
 def _fitting(members: int, most: int) -> int:
@@ -118,8 +102,13 @@ def _fitting(members: int, most: int) -> int:
 def missing(device: torch.device) -> dict[str, str]:
     """Backends that cannot be used on a device, and why; those of other devices are left out."""
     native = {kind: backend for kind, backend in BACKENDS.items() if backend.DEVICE in ("", device.type)}
-    reasons = {kind: backend.missing(device) for kind, backend in native.items()}
-    return {kind: reason for kind, reason in reasons.items() if reason}
+    reasons: dict[str, str] = {}
+    for kind, backend in native.items():
+        reason = backend.missing(device)
+        # Two that come with one package are missing once.
+        if reason and reason not in reasons.values():
+            reasons[kind] = reason
+    return reasons
 
 
 class Course:
@@ -187,8 +176,7 @@ def follow(
         try:
             adopt(compile(step, left))
         except EnsembledError as error:
-            late = isinstance(error, TimeLimitError) or time.perf_counter() - begun > seconds
-            course.fail(step, error, late=late)
+            course.fail(step, error, late=time.perf_counter() - begun > seconds)
     runner.note_failures(course.failed)
     return course.complete
 

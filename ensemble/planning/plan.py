@@ -22,7 +22,8 @@ class Trial:
     """One way of running a batch, and what came of trying it.
 
     Attributes:
-        kind: "loop", "vmap", or the backend that compiled it ("openvino", "inductor", "cudagraph").
+        kind: "loop", "vmap", or the backend that compiled it ("openvino", "unrolled", "inductor",
+            "cudagraph").
         chunk: members in one call; 0 is the loop.
         rows: rows that the call takes; a smaller batch is padded to it.
         seconds: of a whole batch, the fastest of a few runs; of a loop for which there was no time, what it took for

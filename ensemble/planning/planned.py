@@ -166,7 +166,6 @@ class Planned(abc.ABC):
 
         Raises:
             ModelError: it cannot be compiled here; the text says why.
-            TimeLimitError: all members' weights would not be laid out in this time.
             MemoryLimitError: its weights do not fit beside what there is.
         """
         inputs = self.example(step.rows)

@@ -189,7 +189,6 @@ class Runner:
 
         Raises:
             ModelError: it cannot be compiled here.
-            TimeLimitError: all members' weights would not be laid out in this time.
             MemoryLimitError: its weights do not fit beside what there is.
         """
         backend = BACKENDS[kind]
@@ -198,11 +197,10 @@ class Runner:
         if precision not in backend.PRECISIONS:
             raise ModelError(f"{kind} computes in the weights' own dtype (dtype=, --dtype), not in {precision}.")
         job = self.job(kind, inputs, chunk)
-        kept, begun = workshop.has(job), time.perf_counter()
+        kept = workshop.has(job)
         target = workshop.build(job, seconds)
-        left = (workshop.seconds if seconds is None else seconds) - (time.perf_counter() - begun)
         try:
-            call = backend.Compiled(job, target, self.members, precision, left)
+            call = backend.Compiled(job, target, self.members, precision)
         except EnsembledError:
             raise
         except Exception as error:
@@ -272,18 +270,24 @@ class Runner:
         """Seconds of two ways, timed in turns, so that what else the machine does hits both."""
         begun = time.perf_counter()
         times: list[tuple[float, float]] = []
-        while len(times) < _REPEATS and (not times or time.perf_counter() - begun < _TIMING_SECONDS):
+        while len(times) < _REPEATS and (_close(times) or time.perf_counter() - begun < _TIMING_SECONDS):
             times.append((timed(self._finish, one), timed(self._finish, other)))
         return min(first for first, _ in times), min(second for _, second in times)
 
     def _with_current_time(self, rows: int, seconds: float) -> Plan:
-        """The plan in which the way for so many rows takes what it took in the race, and not what it took before."""
+        """The plan in which the way for so many rows takes what it took in the race, and not what it took before.
+
+        What else was tried for it takes as much more or less: it was slower when both were measured, and a machine that
+        has become slower since would else have the ways that were not in the race win it.
+        """
         assert self.plan is not None
         ways = []
         for way in self.plan.ways:
             if way.rows == rows and way.best.rows == rows:
+                change = seconds / way.best.seconds if way.best.seconds else 1.0
                 best = dataclasses.replace(way.best, seconds=seconds)
-                way = Way.of(rows, (best, *(t for t in way.trials if t is not way.best)))
+                others = [t for t in way.trials if t is not way.best]
+                way = Way.of(rows, [best, *(dataclasses.replace(t, seconds=t.seconds * change) for t in others)])
             ways.append(way)
         return dataclasses.replace(self.plan, ways=tuple(ways))
 
@@ -292,6 +296,11 @@ class Runner:
             pass
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _close(times: Sequence[tuple[float, float]]) -> bool:
+    """Whether one more round is worth its time in any case: the first finds caches and threads as others left them."""
+    return not times or (len(times) == 1 and max(times[0]) < 2 * min(times[0]))
 
 
 def _unusable(kind: str, error: Exception) -> ModelError:

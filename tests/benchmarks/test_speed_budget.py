@@ -39,6 +39,6 @@ def test_the_loop_that_runs_again_is_work_too():
 def test_plans_are_made_in_the_time_that_there_is():
     ways = ["low_rank", "loop", "dense", "vmap"]
     assert budget.planning(8.0, ways, 3, 1000.0) == 8
-    assert budget.planning(8.0, ways, 3, 24.0) == pytest.approx(4)
-    assert budget.planning(8.0, ways[1:], 3, 18.0) == pytest.approx(6)
+    assert budget.planning(8.0, ways, 3, 24.0) == pytest.approx(2.4)
+    assert budget.planning(8.0, ways[1:], 3, 18.0) == pytest.approx(3.6)
     assert budget.planning(8.0, ways, 3, -1.0) == 0

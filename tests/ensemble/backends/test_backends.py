@@ -2,7 +2,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,6 @@ from ensemble.backends import BACKENDS, inductor, openvino, toolchain
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
 from ensemble.backends.worker import build
-from ensemble.errors import TimeLimitError
 from ensemble.planning.optimize import Step, follow, key_of
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
@@ -37,24 +35,6 @@ def test_what_compilers_are_given_is_the_vmapped_call(made, name):
     assert [t.shape for t in given] == [t.shape for t in tensors]
     for got, want in zip(traced(*given), next(ens._runner(ens.example(3))), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("recipe", [LowRank(scale=0.3), ensemble.Gaussian(scale=0.3)], ids=["factored", "dense"])
-def test_one_member_of_a_convolution_is_given_without_vmap_and_answers_as_with_it(made, recipe):
-    ens = remade(made("cnn"), recipe, members=3)
-    job = ens._runner.job("inductor", ens.example(3), 1)
-    traced, _ = trace(job)
-    convolutions = traced.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
-    # Images as the model has them: (rows, channels, height, width), no member among the channels or rows.
-    assert convolutions
-    assert {node.meta["val"].shape[0] for node in convolutions} == {3}
-    permuted = traced.graph.find_nodes(op="call_function", target=torch.ops.aten.permute.default)
-    assert not [node for node in permuted if node.meta["val"].ndim > 4]
-    members = ens._runner.members
-    for index, want in enumerate(next(ens._runner(ens.example(3)))[0]):
-        own = [members.stacked[s.name][index : index + 1] for s in job.own]
-        [got] = traced(*[members.shared[s.name] for s in job.shared], *own, *ens.example(3))
-        torch.testing.assert_close(got, want[None], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -89,31 +69,16 @@ def test_what_members_have_in_common_is_multiplied_with_all_their_vectors_at_onc
     assert got.is_contiguous()
 
 
-@converts
-def test_weights_that_take_too_long_to_lay_out_are_given_up_after_the_first_of_them(made, workshop, monkeypatch):
-    ens = remade(made("cnn"), ensemble.Gaussian(scale=0.3), members=6)
-    ens.measure((2,), seconds=0.1)
-    # Converted, so that this takes no time of the second attempt.
-    step = Step("openvino", 2, 1, "float32")
-    ens.compile(step, workshop)
-    compiled = []
+def test_a_thin_product_of_a_thin_product_is_rewritten_too():
+    a, b, c = torch.randn(4, 3, 5), torch.randn(4, 5, 1), torch.randn(4, 1, 6)
 
-    class Slow:
-        def __getattr__(self, name):
-            return getattr(core, name)
+    def multiply(a, b, c):
+        return torch.bmm(torch.bmm(a, b).view(4, 3, 1), c)
 
-        def compile_model(self, *arguments):
-            compiled.append(time.sleep(0.5))
-            return core.compile_model(*arguments)
-
-    core = openvino._core()
-    monkeypatch.setattr(openvino, "_core", Slow)
-    with pytest.raises(TimeLimitError, match="s to lay out the weights of all members, 1 at a time, and 2 s are left"):
-        ens.compile(step, workshop, 2)
-    assert len(compiled) == 1
-    # Another time there may be more; calls for more members at a time are as good as before.
-    assert not ens.follow([step], workshop, seconds=2)
-    assert list(ens.plan.failures) == ["openvino, one member at a time", *ens.missing_backends()]
+    traced = make_fx(multiply, tracing_mode="fake")(a, b, c)
+    openvino._thin_products(traced)
+    assert not traced.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default)
+    torch.testing.assert_close(traced(a, b, c), multiply(a, b, c))
 
 
 @compiles

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ensemble import Gaussian, LowRank, MemoryLimitError, ModelError
+from ensemble import LowRank, MemoryLimitError, ModelError
 from ensemble.backends import BACKENDS, openvino
 from ensemble.backends.workshop import Workshop
 from ensemble.planning import optimize
@@ -177,41 +177,6 @@ def test_chunks_divide_the_members_and_their_activations_are_bounded(made, rows)
         assert 24 % step.chunk == 0
         assert step.chunk == 1 or step.chunk * rows * ens._runner.program.activation_bytes <= 2**30
         assert 24 // step.chunk <= 16 or step.kind == "inductor"
-
-
-def _alone(ens, rows=(1, 2)):
-    return [step.rows for step in steps(ens._runner, rows) if step.kind == "openvino" and step.chunk == 1]
-
-
-def _taking(ens, *seconds):
-    """As if batches of 1, 2, ... rows took so long."""
-    ens._runner.plan = Plan(tuple(Way.of(n, [Trial("vmap", 6, n, s)]) for n, s in enumerate(seconds, 1)))
-
-
-@converts
-def test_a_call_for_each_member_is_tried_where_convolutions_take_longer_than_calls(made):
-    ens = remade(made("cnn"), Gaussian(scale=0.3), members=6)
-    assert _alone(ens) == [1, 2]
-    _taking(ens, 1e-4, 1)
-    assert _alone(ens) == [2]
-    # It comes after what has fewer calls to be made.
-    kinds = [(step.kind, step.chunk) for step in steps(ens._runner, (2,))]
-    assert kinds.index(("openvino", 1)) == kinds.index(("openvino", 6)) + 1
-    products = remade(made("mlp"), Gaussian(scale=0.3), members=6)
-    _taking(products, 1, 1)
-    assert _alone(products) == []
-
-
-@converts
-@pytest.mark.parametrize(
-    "recipe", [LowRank(scale=0.3), Gaussian(scale=0.3, include=["head.*"])], ids=["factors", "a backbone"]
-)
-def test_what_members_share_is_not_held_once_for_each(made, recipe):
-    ens = remade(made("cnn"), recipe, members=6)
-    _taking(ens, 1, 1)
-    members = ens._runner.members
-    assert sum(tensor.nbytes for tensor in members.shared.values()) * 6 > members.nbytes / 2
-    assert _alone(ens) == []
 
 
 @converts

@@ -143,6 +143,34 @@ def test_a_call_that_is_slower_is_not_used_and_its_time_is_told(made):
     assert tried.error < 1e-5
 
 
+@pytest.mark.parametrize(("compiled", "best"), [(5.0, "loop"), (3.0, "openvino")])
+def test_a_machine_that_became_slower_does_not_let_a_way_win_that_lost_before(made, monkeypatch, compiled, best):
+    ens = made("mlp").to("cpu")
+    ens.measure((2,), seconds=0.1)
+    trials = [Trial("loop", LOOP, 2, 1.0), Trial("vmap", 5, 2, 1.5), Trial("vmap", 2, 2, 1.2)]
+    ens._runner.plan = Plan((Way.of(2, trials),))
+    # What took one second takes four in the race.
+    monkeypatch.setattr(ens._runner, "_race", lambda *_: (compiled, 4.0))
+    ens.adopt(Compiled("openvino", 2, 5, lambda start, inputs: (ens(inputs[0], chunk=5),)))
+    way = ens.plan.ways[0]
+    assert way.best.kind == best
+    seconds = {(trial.kind, trial.chunk): trial.seconds for trial in way.trials}
+    assert seconds == {("loop", LOOP): 4.0, ("vmap", 5): 6.0, ("vmap", 2): 4.8, ("openvino", 5): compiled}
+
+
+def test_the_first_round_of_a_race_decides_alone_only_where_one_is_far_ahead(made, monkeypatch):
+    runner = made("mlp").to("cpu")._runner
+    monkeypatch.setattr("ensemble.planning.runner._TIMING_SECONDS", 0.0)
+
+    def race(*times):
+        given = iter(times)
+        monkeypatch.setattr("ensemble.planning.runner.timed", lambda *_: next(given))
+        return runner._race(None, None)
+
+    assert race(3.0, 2.0, 1.0, 2.5) == (1.0, 2.0)
+    assert race(3.0, 1.0) == (3.0, 1.0)
+
+
 def test_an_ensemble_goes_on_answering_while_a_call_is_compiled(made, workshop):
     ens = remade(made("attention"), LowRank(scale=0.3))
     inputs = SCENARIOS["attention"].inputs(2)
