@@ -25,8 +25,8 @@ SIZES = tuple(2**k for k in (17, 19, 21, 22, 23, 24, 25, 26, 28, 30))
 # Products whose speed is measured, (rows, inner, columns): squares, and tall and wide ones as layers have them. Which
 # of them a kernel is fastest on differs.
 PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (1024, 784, 512), (4096, 512, 512), (256, 256, 4096))
-# A product that the slowest kernel does in milliseconds, and how much faster others must be for it to be left out.
-_PROBE = (128, 128, 128)
+# A product that the slowest kernel does in 0.2 s, and how much faster others must be for it to be left out.
+_PROBE = (512, 512, 512)
 _HOPELESS = 20
 
 
@@ -148,7 +148,8 @@ def multiplying(a: Tensor, b: Tensor) -> dict[str, Callable[[], object]]:
     with contextlib.suppress(AttributeError, RuntimeError):
         packed = torch.ops.mkldnn._reorder_linear_weight(b.t().contiguous(), len(a))
         call = functools.partial(torch.ops.mkldnn._linear_pointwise, a, packed, None, "none", [], "")
-        call()
+        # Whether it is there, by one row: where the processor lacks instructions for it, all would take minutes.
+        torch.ops.mkldnn._linear_pointwise(a[:1], packed, None, "none", [], "")
         calls["onednn"] = call
     if a.dtype == torch.float32 and version("openvino"):
         calls["openvino"] = _in_openvino(a, b)

@@ -56,7 +56,7 @@ def test_no_large_product_waits_for_a_kernel_that_lacks_instructions_for_it(monk
     monkeypatch.setattr(machine, "_fastest", lambda call, _: call())
     monkeypatch.setattr(machine, "_reading", lambda *_: [1.0])
     found = limits(0.1, sizes=(2**20,), products=((2048, 2048, 2048),))
-    assert asked == [128]
+    assert asked == [512]
     assert math.isclose(found.float32, 1e9)
     assert math.isclose(found.bfloat16, 1e6)
 
