@@ -12,9 +12,10 @@ from types import ModuleType
 
 from ensemble.backends import cudagraph, inductor, openvino, unrolled
 
+# The most promising first, where they are worth a try at all.
 BACKENDS: dict[str, ModuleType] = {
-    "openvino": openvino,
     "unrolled": unrolled,
+    "openvino": openvino,
     "inductor": inductor,
     "cudagraph": cudagraph,
 }

@@ -101,14 +101,10 @@ def _fitting(members: int, most: int) -> int:
 
 def missing(device: torch.device) -> dict[str, str]:
     """Backends that cannot be used on a device, and why; those of other devices are left out."""
-    native = {kind: backend for kind, backend in BACKENDS.items() if backend.DEVICE in ("", device.type)}
-    reasons: dict[str, str] = {}
-    for kind, backend in native.items():
-        reason = backend.missing(device)
-        # Two that come with one package are missing once.
-        if reason and reason not in reasons.values():
-            reasons[kind] = reason
-    return reasons
+    # What comes with OpenVINO is missing with it, and that is told once.
+    told = {kind: backend for kind, backend in BACKENDS.items() if backend is not unrolled}
+    reasons = {kind: b.missing(device) for kind, b in told.items() if b.DEVICE in ("", device.type)}
+    return {kind: reason for kind, reason in reasons.items() if reason}
 
 
 class Course:
