@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ensemble
+from ensemble.backends import BACKENDS
 from ensemble.backends.workshop import Workshop
 from ensemble.memory import available
 from ensemble.planning.optimize import Precision, Step
@@ -69,7 +70,7 @@ def make_plan(made: ensemble.Ensemble, planning: Planning, sizes: Sequence[int],
 
 def steps_for(made: ensemble.Ensemble, planning: Planning) -> list[Step]:
     """What is worth compiling for an ensemble that was measured: for one row, the largest batch, and some between; by
-    OpenVINO, which is quick about it, for every size whose copy of the weights there is plenty of memory for."""
+    what is quick about it, as OpenVINO is, for every size whose copy of the weights there is plenty of memory for."""
     planned = [way.rows for way in made.plan.ways] if made.plan else []
     chosen = [rows for rows in planned if rows.bit_length() % 2 == 1 or rows == planned[-1]]
     # What waits while the engine is busy is merged to large batches; a single request finds it idle.
@@ -79,4 +80,4 @@ def steps_for(made: ensemble.Ensemble, planning: Planning) -> list[Step]:
         return made.steps(chosen, precision=planning.precision)
     rest = [rows for rows in planned if rows not in chosen]
     steps = made.steps([*chosen, *rest], precision=planning.precision)
-    return [step for step in steps if step.kind in ("openvino", "unrolled") or step.rows in chosen]
+    return [step for step in steps if BACKENDS[step.kind].QUICK or step.rows in chosen]

@@ -121,7 +121,8 @@ def limits(
     # Without instructions for it, a large product takes minutes in bfloat16.
     probed = _speeds(torch.bfloat16, _PROBE, 0.0)
     usable = [name for name, speed in probed.items() if speed * _HOPELESS > max(single)]
-    half = [speed for product in products for speed in _speeds(torch.bfloat16, product, share, usable).values()]
+    large = products if usable else ()
+    half = [speed for product in large for speed in _speeds(torch.bfloat16, product, share, usable).values()]
     measured = Limits(bandwidth, max(single), max([*probed.values(), *half]))
     return measured.best(measured)
 
@@ -130,8 +131,6 @@ def _speeds(
     dtype: torch.dtype, product: tuple[int, int, int], seconds: float, among: Collection[str] | None = None
 ) -> dict[str, float]:
     """Flops a second of each kernel, or of those that are named, for one product."""
-    if among is not None and not among:
-        return {}
     rows, inner, columns = product
     kernels = multiplying(torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype))
     chosen = {name: call for name, call in kernels.items() if among is None or name in among}

@@ -90,7 +90,12 @@ class Members:
     @property
     def nbytes(self) -> int:
         """Bytes that the weights of all members take."""
-        return sum(t.numel() * t.element_size() for part in (self.shared, self.stacked) for t in part.values())
+        return self.shared_nbytes + sum(tensor.nbytes for tensor in self.stacked.values())
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of the weights that all members share."""
+        return sum(tensor.nbytes for tensor in self.shared.values())
 
 
 def proper_mixture(weights: Tensor, count: int) -> bool:

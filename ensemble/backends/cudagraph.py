@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ensemble.backends.chunks import with_their_weights
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
 from ensemble.members import Members
@@ -20,7 +21,8 @@ from ensemble.members import Members
 # Recorded where it runs, so there is nothing to keep.
 DEVICE = "cuda"
 PRECISIONS = ("float32",)
-ANY_MEMBERS = False
+QUICK = False
+chunks = with_their_weights
 SUFFIXES: tuple[str, ...] = ()
 _WARM_UPS = 3
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ensemble.backends import toolchain
+from ensemble.backends.chunks import with_any_weights
 from ensemble.backends.declined import Declined
 from ensemble.backends.job import Job
 from ensemble.backends.tracing import trace
@@ -25,7 +26,8 @@ from ensemble.members import Members
 DEVICE = ""
 SUFFIXES = (".pt2",)
 PRECISIONS = ("float32",)
-ANY_MEMBERS = True
+QUICK = False
+chunks = with_any_weights
 
 
 def missing(device: torch.device) -> str:

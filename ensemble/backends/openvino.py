@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from ensemble.backends.chunks import with_their_weights
 from ensemble.backends.declined import Declined
 from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job, Spec
@@ -35,8 +36,8 @@ aten = torch.ops.aten
 DEVICE = "cpu"
 SUFFIXES = (".xml", ".bin")
 PRECISIONS = ("float32", "bfloat16")
-# Weights are in it: members that it was not made for need another one.
-ANY_MEMBERS = False
+QUICK = True
+chunks = with_their_weights
 _DTYPES = {"float32", "int64", "int32", "int16", "int8", "uint8", "bool"}
 _GROWING = {
     aten.mul.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.prod.default,
@@ -74,15 +75,18 @@ def openvino() -> ModuleType:
     return ov
 
 
-def build(job: Job, target: Path) -> None:
+def build(job: Job, target: Path, *, side_by_side: bool = False) -> None:
     """Convert a job to ``target`` with the suffixes. Runs in the worker.
+
+    Args:
+        side_by_side: as :func:`~ensemble.backends.tracing.trace` takes it.
 
     Raises:
         ModelError: it has numbers that OpenVINO would compute in another precision.
     """
     check(job)
     ov = openvino()
-    traced, tensors = trace(job)
+    traced, tensors = trace(job, side_by_side=side_by_side)
     _check_integers(traced)
     tell_of_bad_indices(traced, len(job.shared) + len(job.own))
     _thin_products(traced)
@@ -135,10 +139,12 @@ def _thin_products(traced: fx.GraphModule) -> None:
     graph = traced.graph
     for node in list(graph.find_nodes(op="call_function", target=aten.bmm.default)):
         left, right = node.args
+        # Integers are multiplied and summed, which is exact, whatever a product of matrices makes of them.
+        floating = node.meta["val"].is_floating_point()
         with graph.inserting_before(node):
             if left.meta["val"].shape[2] == 1:
                 new = graph.call_function(aten.mul.Tensor, (left, right))
-            elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None and _floating(node):
+            elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None and floating:
                 members, inner, _ = right.meta["val"].shape
                 flat = graph.call_function(aten.view.default, (common, [left.meta["val"].shape[1], inner]))
                 vectors = graph.call_function(aten.view.default, (right, [members, inner]))
@@ -158,11 +164,6 @@ def _thin_products(traced: fx.GraphModule) -> None:
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     traced.recompile()
-
-
-def _floating(node: fx.Node) -> bool:
-    value: Tensor = node.meta["val"]
-    return value.is_floating_point()
 
 
 def _common(batch: fx.Node) -> fx.Node | None:
@@ -269,9 +270,8 @@ def _fill(ov: ModuleType, model: Any, job: Job, members: Members, start: int) ->
 
 
 def _require_memory(job: Job, members: Members) -> None:
-    shared = sum(tensor.nbytes for tensor in members.shared.values())
     # Each chunk's model has its own copy of what all share.
-    need = _COPIES * (members.nbytes + shared * (members.count // job.chunk - 1))
+    need = _COPIES * (members.nbytes + members.shared_nbytes * (members.count // job.chunk - 1))
     free = available(torch.device("cpu"))
     if free is not None and need > free * 0.8:
         raise MemoryLimitError(

@@ -12,8 +12,11 @@ from ensemble.backends.job import Job
 from ensemble.program.graph import places, skeleton
 
 
-def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:
+def trace(job: Job, *, side_by_side: bool = False) -> tuple[fx.GraphModule, list[Tensor]]:
     """Trace a job's call into plain operations, on tensors without data.
+
+    Args:
+        side_by_side: each member's operations by themselves, instead of vmapped ones for all.
 
     Returns:
         A module that takes the shared weights, the members' own and the inputs, all flat and in the job's order, and
@@ -37,7 +40,7 @@ def trace(job: Job) -> tuple[fx.GraphModule, list[Tensor]]:
             outputs: tuple[Tensor, ...] = functional_call(module, {**common, **weights}, inputs, tie_weights=False)
             return outputs
 
-        if job.backend == "unrolled":
+        if side_by_side:
             each = [member({name: weight[index] for name, weight in mine.items()}) for index in range(job.chunk)]
             return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
         return torch.vmap(member, randomness="error")(mine)

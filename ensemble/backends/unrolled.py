@@ -7,26 +7,48 @@ each of them. Products gain nothing from it.
 
 from __future__ import annotations
 
-from ensemble.backends.openvino import ANY_MEMBERS, DEVICE, PRECISIONS, SUFFIXES, Compiled, build, missing
+from pathlib import Path
+
+from torch import fx
+
+from ensemble.backends import openvino
+from ensemble.backends.chunks import MOST_CALLS, activations, spared
+from ensemble.backends.job import Job
+from ensemble.backends.openvino import DEVICE, PRECISIONS, QUICK, SUFFIXES, Compiled, aten, missing
 from ensemble.members import Members
-from ensemble.program.graph import convolves
 from ensemble.program.program import Program
 
-__all__ = ["ANY_MEMBERS", "DEVICE", "PRECISIONS", "SUFFIXES", "Compiled", "build", "chunk", "missing"]
+__all__ = ["DEVICE", "PRECISIONS", "QUICK", "SUFFIXES", "Compiled", "build", "chunks", "missing"]
 
-# Graphs of one batch, each with its own copy of what members share, and members of one graph, which is as long as they
-# are many.
-_MOST_GRAPHS = 16
+_PRODUCTS = {aten.linear.default, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.matmul.default}
+# Members of one graph, which is as long as they are many.
 _MOST_UNROLLED = 64
 
 
-def chunk(program: Program, members: Members) -> int:
-    """How many members' operations to put side by side; 0 if it is not worth a try.
+def build(job: Job, target: Path) -> None:
+    """See :func:`ensemble.backends.openvino.build`."""
+    openvino.build(job, target, side_by_side=True)
 
-    Those that share their weights would no longer share the products with them.
+
+def chunks(program: Program, members: Members, rows: int) -> list[int]:
+    """How many members' operations to put side by side; nothing if it is not worth a try.
+
+    Members with factors would no longer share the products with what they share, and what all share would be computed
+    for each. Every graph keeps its own activations.
     """
-    shared = sum(tensor.nbytes for tensor in members.shared.values())
-    if members.factored or shared * members.count > members.nbytes or not program.graph or not convolves(program.graph):
-        return 0
+    if members.factored or members.shared_nbytes * members.count > members.nbytes:
+        return []
+    if program.graph is None or not convolves(program.graph):
+        return []
     sizes = (size for size in range(1, _MOST_UNROLLED + 1) if members.count % size == 0)
-    return next((size for size in sizes if members.count // size <= _MOST_GRAPHS), 0)
+    chunk = next((size for size in sizes if members.count // size <= MOST_CALLS), None)
+    if chunk is None or not spared(members.count // chunk * activations(program, rows)):
+        return []
+    return [chunk]
+
+
+def convolves(graph: fx.Graph) -> bool:
+    """Whether a third of its products or more are convolutions: a transformer that begins with one does not."""
+    targets = [node.target for node in graph.nodes]
+    convolutions = targets.count(aten.convolution.default)
+    return convolutions > 0 and 2 * convolutions >= sum(target in _PRODUCTS for target in targets)

@@ -15,22 +15,14 @@ from ensemble.backends import BACKENDS, unrolled
 from ensemble.backends.job import digest
 from ensemble.backends.workshop import Workshop
 from ensemble.errors import EnsembledError, MemoryLimitError
-from ensemble.members import Members
 from ensemble.planning.compiled import Compiled
 from ensemble.planning.plan import Plan, Trial
 from ensemble.planning.runner import Runner
-from ensemble.program.program import Program
 
 log = logging.getLogger("ensemble.planning.optimize")
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-# Activations of one call: as many as a machine can spare, and as many as stay in a processor's cache.
-_MOST_BYTES = 1 * 2**30
-_CACHE_BYTES = 32 * 2**20
-_KERNEL_BYTES = 16 * 2**20
-# Calls that one batch may be divided into, each compiled for its own members.
-_MOST_CHUNKS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,28 +67,9 @@ def steps(runner: Runner, rows: Sequence[int], precision: str = "float32") -> li
         # One in which it cannot compute is a step all the same, so that the plan tells.
         precisions = dict.fromkeys(("float32", precision))
         for size in rows:
-            chunks = _chunks(kind, runner.program, runner.members, size)
+            chunks = backend.chunks(runner.program, runner.members, size)
             found += [Step(kind, size, chunk, precision) for chunk in chunks for precision in precisions]
     return found
-
-
-def _chunks(kind: str, program: Program, members: Members, rows: int) -> list[int]:
-    any_members = BACKENDS[kind].ANY_MEMBERS
-    per_member = max(1, program.activation_bytes * rows)
-    if BACKENDS[kind] is unrolled:
-        chunk = unrolled.chunk(program, members)
-        return [chunk] if chunk and members.count // chunk * per_member <= _MOST_BYTES else []
-    fitting = _fitting(members.count, (_KERNEL_BYTES if any_members else _CACHE_BYTES) // per_member)
-    if any_members:
-        # Smaller chunks cost calls only.
-        return [fitting]
-    whole = _fitting(members.count, _MOST_BYTES // per_member)
-    return [chunk for chunk in dict.fromkeys((whole, fitting)) if members.count // chunk <= _MOST_CHUNKS]
-
-
-def _fitting(members: int, most: int) -> int:
-    """The largest divisor of all members that is not over a bound."""
-    return max(size for size in range(1, members + 1) if members % size == 0 and size <= max(1, most))
 
 
 def missing(device: torch.device) -> dict[str, str]:

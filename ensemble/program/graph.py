@@ -77,14 +77,6 @@ def _write(value: Any, names: Mapping[fx.Node, str]) -> Any:
     raise ModelError(f"An operation's argument cannot be saved: {type(value).__name__} {str(value)[:60]}.")
 
 
-def convolves(graph: fx.Graph) -> bool:
-    """Whether a third of its products or more are convolutions: a transformer that begins with one does not."""
-    names = [operation_name(node.target) for node in graph.nodes if node.op == "call_function"]
-    convolutions = sum("conv" in name for name in names)
-    others = sum(any(part in name for part in ("linear", "mm", "matmul", "einsum")) for name in names)
-    return convolutions > 0 and 2 * convolutions >= others
-
-
 def from_json(data: Any, device: torch.device) -> fx.Graph:
     """Read a graph back; operations that name a device get ``device``.
 

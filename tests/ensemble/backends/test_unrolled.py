@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
+import ensemble
 from ensemble import Gaussian, LowRank
 from ensemble.backends import BACKENDS, openvino, unrolled
 from ensemble.backends.tracing import trace
 from ensemble.planning.optimize import Step, missing, steps
-from ensemble.program.graph import convolves
 from tests.ensemble.planning.test_runner import as_if_fastest
 from tests.ensemble.test_structured import remade
 from tests.reference import call, worst
@@ -34,7 +35,8 @@ def test_members_side_by_side_answer_as_their_modules_do(made, workshop, precisi
 
 def test_each_member_has_convolutions_of_its_own_on_images_as_the_model_has_them(made):
     ens = remade(made("cnn"), Gaussian(scale=0.1), members=6)
-    graphs = {kind: trace(ens._runner.job(kind, ens.example(5), 3))[0].graph for kind in ("openvino", "unrolled")}
+    job = ens._runner.job("unrolled", ens.example(5), 3)
+    graphs = {"openvino": trace(job)[0].graph, "unrolled": trace(job, side_by_side=True)[0].graph}
     found = {kind: graph.find_nodes(op="call_function", target=CONVOLUTION) for kind, graph in graphs.items()}
     assert len(found["unrolled"]) == 3 * len(found["openvino"]) > 0
     assert {node.args[-1] for node in found["unrolled"]} == {1}
@@ -62,22 +64,13 @@ def test_it_is_tried_where_members_have_convolutions_of_their_own(made):
     assert _steps(remade(made("cnn"), Gaussian(scale=0.1), members=6), rows=10**6) == []
 
 
-def test_a_model_with_few_convolutions_among_its_products_is_no_convolutional_one():
-    def graph(convolutions, products):
-        class Model(torch.nn.Module):
-            def forward(self, image, kernel, matrix):
-                for _ in range(convolutions):
-                    image = torch.conv2d(image, kernel, padding=1)
-                for _ in range(products):
-                    image = image @ matrix
-                return image
-
-        given = (torch.randn(2, 3, 4, 4), torch.randn(3, 3, 3, 3), torch.randn(4, 4))
-        return torch.export.export(Model(), given).graph
-
-    assert [convolves(graph(*counts)) for counts in [(0, 3), (1, 0), (1, 2), (1, 3), (2, 4)]] == [
-        *(False, True, True, False, True)
-    ]
+@pytest.mark.parametrize(
+    ("convolutions", "products", "mostly"), [(0, 3, False), (1, 0, True), (1, 2, True), (1, 3, False), (2, 4, True)]
+)
+def test_a_model_with_few_convolutions_among_its_products_is_no_convolutional_one(convolutions, products, mostly):
+    layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(convolutions)] + [nn.Linear(4, 4) for _ in range(products)]
+    ens = ensemble.perturb(nn.Sequential(*layers), Gaussian(scale=0.1), members=2, example=torch.randn(2, 3, 4, 4))
+    assert unrolled.convolves(ens.program.graph) == mostly
 
 
 def test_one_package_is_missing_once(monkeypatch):
