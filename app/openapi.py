@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from numpy.typing import NDArray
 
 from app import openapi_adaptation
+from app import openapi_envelope as envelope
 from app import openapi_schemas as schemas
 from app.middleware.authentication import OPEN
 from app.protocol import HEADER_LENGTH
@@ -81,22 +82,22 @@ def _describe_answers(path: str, operation: dict[str, Any], guarded: bool) -> No
     asks, manages = path.endswith(("/predict", "/infer", "/adapt")), path.endswith(("/load", "/unload"))
     errors: dict[str, str] = {}
     if asks or "{name}" in path:
-        errors |= schemas.MODEL_ERRORS
+        errors |= envelope.MODEL_ERRORS
     if path in OPEN:
         errors["503"] = "it is not; the text says why"
     elif guarded:
         errors["401"] = "no key, or a wrong one"
     if asks or path.startswith("/v2/repository/"):
-        errors |= schemas.BODY_ERRORS
+        errors |= envelope.BODY_ERRORS
         if manages:
             errors["403"] = "management is switched off; the text says how it is switched on"
         elif guarded:
             del errors["403"]
     if asks:
-        errors |= schemas.INFER_ERRORS
+        errors |= envelope.INFER_ERRORS
     for status, text in sorted(errors.items()):
-        responses[status] = _json(schemas.ERROR, description=text)
-        if headers := schemas.ERROR_HEADERS.get(status):
+        responses[status] = _json(envelope.ERROR, description=text)
+        if headers := envelope.ERROR_HEADERS.get(status):
             responses[status]["headers"] = headers
     if path in OPEN:
         operation["security"] = []
@@ -107,24 +108,24 @@ def _describe_answers(path: str, operation: dict[str, Any], guarded: bool) -> No
 
 def _fill_predict(operation: dict[str, Any], shown: list[Served]) -> None:
     _fill(operation, schemas.PREDICT, {model.name: _predict_request(model) for model in shown})
-    operation["description"] = schemas.BODY_TEXT
-    operation.setdefault("parameters", []).extend(schemas.REQUEST_HEADERS)
+    operation["description"] = envelope.BODY_TEXT
+    operation.setdefault("parameters", []).extend(envelope.REQUEST_HEADERS)
     answers = {model.name: _predict_answer(model) for model in shown}
     operation["responses"]["200"] = {
         **_json(schemas.PREDICT_ANSWER, answers, "the model's answer"),
-        "headers": schemas.ANSWER_HEADERS,
+        "headers": envelope.ANSWER_HEADERS,
     }
 
 
 def _fill_infer(operation: dict[str, Any], shown: list[Served]) -> None:
     _fill(operation, schemas.INFER, {model.name: _infer_request(model) for model in shown})
     operation["requestBody"]["content"] |= _BINARY
-    operation["description"] = schemas.INFER_TEXT + schemas.BODY_TEXT
-    operation.setdefault("parameters", []).extend([*schemas.REQUEST_HEADERS, *schemas.INFER_HEADERS])
+    operation["description"] = envelope.INFER_TEXT + envelope.BODY_TEXT
+    operation.setdefault("parameters", []).extend([*envelope.REQUEST_HEADERS, *envelope.INFER_HEADERS])
     answer = _json(schemas.INFER_ANSWER, {model.name: _infer_answer(model) for model in shown}, "the model's answer")
     answer["content"] |= _BINARY
     length = {HEADER_LENGTH: {"description": "with tensors as bytes only", "schema": {"type": "integer"}}}
-    operation["responses"]["200"] = {**answer, "headers": {**schemas.ANSWER_HEADERS, **length}}
+    operation["responses"]["200"] = {**answer, "headers": {**envelope.ANSWER_HEADERS, **length}}
 
 
 def _fill(operation: dict[str, Any], schema: dict[str, Any], requests: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from app import openapi_envelope as envelope
 from app import openapi_schemas as schemas
 
 _ROWS: dict[str, Any] = {
@@ -82,7 +83,7 @@ def describe(path: str, methods: dict[str, Any]) -> None:
         return
     for verb, operation in methods.items():
         errors = _ERRORS if kept else {status: _ERRORS[status] for status in ("403", "404")}
-        operation["responses"] |= {status: _json(schemas.ERROR, text) for status, text in errors.items()}
+        operation["responses"] |= {status: _json(envelope.ERROR, text) for status, text in errors.items()}
         for parameter in operation.get("parameters", []):
             if parameter["name"] == "handle":
                 parameter["schema"] = {"type": "string"}
@@ -97,11 +98,11 @@ def describe(path: str, methods: dict[str, Any]) -> None:
             operation["responses"]["200"]["content"]["application/json"].pop("examples", None)
         else:
             operation["requestBody"] = {**_json(ADAPT), "required": True}
-            operation["description"] = schemas.BODY_TEXT
-            operation.setdefault("parameters", []).extend(schemas.REQUEST_HEADERS)
+            operation["description"] = envelope.BODY_TEXT
+            operation.setdefault("parameters", []).extend(envelope.REQUEST_HEADERS)
             operation["responses"]["200"] = {
                 **_json(_answer(), "the adapted model's answer"),
-                "headers": schemas.ANSWER_HEADERS,
+                "headers": envelope.ANSWER_HEADERS,
             }
 
 
