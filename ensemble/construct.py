@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ensemble import members as member_weights
 from ensemble.calibration.state import Calibration
 from ensemble.data import Data, first_rows
-from ensemble.ensemble import Ensemble, Origin
+from ensemble.ensemble import Ensemble
 from ensemble.errors import ModelError, RecipeError, first_line
 from ensemble.members import Members, Progress
+from ensemble.origin import Origin
 from ensemble.perturbation import Learned, Material, Perturbation, Recipe
 from ensemble.perturbation.stacked import Stacked
 from ensemble.program.capture import Captured, capture, evaluating

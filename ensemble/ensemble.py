@@ -14,52 +14,23 @@ from torch import Tensor
 
 from ensemble.adaptive import evaluate_until, first
 from ensemble.calibration.state import Calibration
+from ensemble.checked import Checked
 from ensemble.condense import condense
-from ensemble.errors import InputError, ModelError, RecipeError, first_line
+from ensemble.errors import InputError, ModelError, RecipeError
 from ensemble.members import Members
 from ensemble.memory import human
+from ensemble.origin import Origin
 from ensemble.outputs import Outputs
-from ensemble.perturbation import Perturbation, Recipe
-from ensemble.planning.planned import Planned
+from ensemble.perturbation import Perturbation
 from ensemble.planning.runner import Runner
 from ensemble.prediction import Prediction
-from ensemble.program.program import Program, plain
+from ensemble.program.program import Program
 from ensemble.statistics import Statistic
-from ensemble.tasks import Task, heads, sample
+from ensemble.tasks import Task, heads
 from ensemble.variants.variants import Variants
-from ensemble.vectorised import loop
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What an ensemble was made from, so that it can be saved and its members made again.
-
-    Args:
-        recipe: how the members were made; None for separately trained models.
-        seed: what their noise was drawn from.
-        reference: the trained value of each weight that the recipe perturbs, on the CPU.
-        unused: tensors of the state dict that the program does not read.
-        state_names: names of the original model's state dict, in order.
-        example: a few rows of the example that the model was captured with, flat.
-        trainable: names of the model's parameters, as opposed to buffers; None of an ensemble that was saved before
-            they were kept.
-    """
-
-    recipe: Recipe | None
-    seed: int
-    reference: dict[str, Tensor]
-    unused: dict[str, Tensor]
-    state_names: tuple[str, ...]
-    example: list[Tensor]
-    trainable: tuple[str, ...] | None = None
-
-    @property
-    def replayable(self) -> bool:
-        """Whether the members are drawn again from recipe and seed, and need not be kept themselves."""
-        return isinstance(self.recipe, Perturbation)
-
-
-class Ensemble(Planned):
+class Ensemble(Checked):
     """N members of one architecture, evaluated in one call. Made by :func:`perturb`, :func:`stack`, :func:`load`.
 
     Attributes:
@@ -330,59 +301,6 @@ class Ensemble(Planned):
             for name in self.origin.state_names
         }
 
-    def loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As a call, but one member after the other with its full weights: the reference of every faster way."""
-        inputs = self.program.bind(args, kwargs, self.device)
-        return self.program.results.pack(loop(self.program, self.members, inputs, range(len(self))))
-
-    def check(self, inputs: Sequence[Tensor] | None = None, members: int = 4) -> float:
-        """Compare the vectorised call with the loop over materialised members.
-
-        Args:
-            inputs: flat inputs; the example that the ensemble keeps by default.
-            members: how many members to compare, spread over the ensemble.
-
-        Returns:
-            The largest difference, relative to the largest magnitude of each output.
-
-        Raises:
-            ModelError: it is over 1e-4 (for 16-bit weights 5e-2), or the outputs are not finite.
-        """
-        flat = [t.to(self.device) for t in (inputs or self.example())]
-        indices = sorted({round(i * (len(self) - 1) / max(1, members - 1)) for i in range(members)})
-        expected = loop(self.program, self.members, flat, indices)
-        chunks = list(self._runner(flat))
-        worst = 0.0
-        for spec, want, parts in zip(self.program.outputs, expected, zip(*chunks, strict=True), strict=True):
-            got = torch.cat(parts)[indices].double()
-            if not bool(got.isfinite().all()):
-                raise ModelError(f"The output {spec.name!r} is not finite on the example; the model cannot be served.")
-            scale = max(float(want.double().abs().max()), 1e-30)
-            worst = max(worst, float((got - want.double()).abs().max()) / scale)
-        if worst > self._bound:
-            raise ModelError(
-                f"The vectorised call differs from the loop over members by {worst:.2g} (bound {self._bound})."
-            )
-        return worst
-
-    def check_variances(self) -> None:
-        """Of a gaussian model, that the variances it states on the example are positive.
-
-        Raises:
-            ModelError: one is not.
-        """
-        if self.task != "gaussian":
-            return
-        for outputs in self._runner(self.example()):
-            for head in self._outputs.heads:
-                variance = sample(self.task, head, outputs).variance
-                if variance is not None and not bool((variance > 0).all()):
-                    raise ModelError(
-                        "A gaussian model returns (mean, variance) with a positive variance; this one gives "
-                        f"{float(variance.min()):.3g} on the example. Use softplus or exp for it, and return the "
-                        "variance, not its logarithm."
-                    )
-
     def example(self, rows: int | None = None) -> list[Tensor]:
         """Flat inputs to try the ensemble with: kept rows of the original example, else made up."""
         kept = [t.to(self.device, s.dtype) for t, s in zip(self.origin.example, self.program.inputs, strict=False)]
@@ -419,30 +337,6 @@ class Ensemble(Planned):
         if dtype is not None and dtype != self.dtype:
             moved.try_one()
         return moved
-
-    def try_one(self) -> None:
-        """Run one member on the example.
-
-        Raises:
-            ModelError: it fails, or gives something else than the signature says.
-        """
-        inputs = self.example()
-        try:
-            outputs = next(self._runner(inputs, count=1))
-        except ModelError:
-            raise
-        except Exception as error:
-            # What runs is the model's own code, or a graph from a file: it may raise anything.
-            raise ModelError(
-                f"The model does not run with {plain(self.dtype)} weights on the {self.device.type}: "
-                f"{type(error).__name__} {first_line(error)[:300]}"
-            ) from error
-        if self.program.live:
-            return
-        for spec, output in zip(self.program.outputs, outputs, strict=True):
-            shape = (1, *[inputs[0].shape[0] if size == -1 else size for size in spec.shape])
-            if output.shape != shape or output.dtype != spec.dtype:
-                raise ModelError(f"The output {spec.name!r} is not of the shape and dtype that the signature states.")
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, keep_example: bool = True) -> None:
         """Write a directory that :func:`load` reads: manifest, graph, weights.

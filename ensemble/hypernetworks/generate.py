@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ensemble.construct import check_count, perturb
-from ensemble.ensemble import Ensemble, Origin
+from ensemble.ensemble import Ensemble
 from ensemble.errors import ModelError
 from ensemble.hypernetworks.contextual import Contextual, called, captured_target, split_example
 from ensemble.hypernetworks.generated import Generated, first_bad, in_full
 from ensemble.members import Members, Progress
 from ensemble.memory import require
+from ensemble.origin import Origin
 from ensemble.perturbation import Recipe
 from ensemble.program.capture import Captured, capture, close, evaluating
 from ensemble.random import standard_normal

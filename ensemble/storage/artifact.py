@@ -21,10 +21,11 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from ensemble.calibration.state import Calibration
-from ensemble.ensemble import Ensemble, Origin
+from ensemble.ensemble import Ensemble
 from ensemble.errors import ArtifactError, MemoryLimitError, ModelError, first_line
 from ensemble.members import Members, Progress
 from ensemble.memory import available, human
+from ensemble.origin import Origin
 from ensemble.perturbation import Perturbation
 from ensemble.program.program import Program, plain
 from ensemble.storage import stored

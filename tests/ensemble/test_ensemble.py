@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ensemble
-from ensemble import InputError, ModelError
+from ensemble import InputError, ModelError, checked
 from tests.reference import alone, call, difference, tensors, worst
 from tests.scenarios import SCENARIOS, mlp, seeded
 
@@ -89,13 +89,13 @@ def test_moving_leaves_the_first_where_it_was(made):
 def test_the_check_finds_a_difference(made, name, monkeypatch):
     ens = made(name)
     assert ens.check() < 1e-5
-    loop = ensemble.ensemble.loop
+    loop = checked.loop
 
     def off(*args):
         outputs = loop(*args)
         return tuple(o + 1 if o.is_floating_point() else ~o if o.dtype == torch.bool else o + 1 for o in outputs)
 
-    monkeypatch.setattr("ensemble.ensemble.loop", off)
+    monkeypatch.setattr("ensemble.checked.loop", off)
     with pytest.raises(ModelError, match=r"differs from the loop over members by .* \(bound 0.0001\)"):
         ens.check()
 
