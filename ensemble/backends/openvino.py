@@ -22,8 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from ensemble.backends import folding, thin
 from ensemble.backends.chunks import with_their_weights
 from ensemble.backends.declined import Declined
+from ensemble.backends.graphs import aten
 from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job, Spec
 from ensemble.backends.tracing import trace
@@ -32,7 +34,6 @@ from ensemble.members import Members
 from ensemble.memory import available, human
 from ensemble.structured import LEFT
 
-aten = torch.ops.aten
 DEVICE = "cpu"
 SUFFIXES = (".xml", ".bin")
 PRECISIONS = ("float32", "bfloat16")
@@ -89,7 +90,10 @@ def build(job: Job, target: Path, *, side_by_side: bool = False) -> None:
     traced, tensors = trace(job, side_by_side=side_by_side)
     _check_integers(traced)
     tell_of_bad_indices(traced, len(job.shared) + len(job.own))
-    _thin_products(traced)
+    folding.fold(traced)
+    thin.convolutions(traced)
+    folding.fold(traced)
+    thin.products(traced)
     exported = torch.export.export(traced, tuple(tensors))
     root = logging.getLogger()
     level = root.level
@@ -131,53 +135,6 @@ def _check_integers(traced: fx.GraphModule) -> None:
             raise ModelError(
                 f"OpenVINO computes integers in 32 bits, and this model's may outgrow them ({node.target})."
             )
-
-
-def _thin_products(traced: fx.GraphModule) -> None:
-    """Products with a vector for each member as sums and outer products, which are fused with their neighbours; where
-    all members have the same on their left, as inputs are, as one product with the matrix of their vectors."""
-    graph = traced.graph
-    for node in list(graph.find_nodes(op="call_function", target=aten.bmm.default)):
-        left, right = node.args
-        # Integers are multiplied and summed, which is exact, whatever a product of matrices makes of them.
-        floating = node.meta["val"].is_floating_point()
-        with graph.inserting_before(node):
-            if left.meta["val"].shape[2] == 1:
-                new = graph.call_function(aten.mul.Tensor, (left, right))
-            elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None and floating:
-                members, inner, _ = right.meta["val"].shape
-                flat = graph.call_function(aten.view.default, (common, [left.meta["val"].shape[1], inner]))
-                vectors = graph.call_function(aten.view.default, (right, [members, inner]))
-                columns = graph.call_function(aten.t.default, (vectors,))
-                product = graph.call_function(aten.mm.default, (flat, columns))
-                new = graph.call_function(aten.unsqueeze.default, (graph.call_function(aten.t.default, (product,)), 2))
-            elif right.meta["val"].shape[2] == 1:
-                row = graph.call_function(aten.permute.default, (right, [0, 2, 1]))
-                product = graph.call_function(aten.mul.Tensor, (left, row))
-                new = graph.call_function(aten.sum.dim_IntList, (product, [2], True))
-            else:
-                continue
-            # What follows may want the memory's order that the product had.
-            new = graph.call_function(aten.clone.default, (new,), {"memory_format": torch.contiguous_format})
-        # The next product may take this one.
-        new.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-    traced.recompile()
-
-
-def _common(batch: fx.Node) -> fx.Node | None:
-    """What a batch of matrices repeats for each of them; None if they may differ."""
-    count, node = batch.meta["val"].shape[0], batch
-    while node.target in (aten.view.default, aten.expand.default):
-        [source] = node.all_input_nodes
-        before, after = list(source.meta["val"].shape), list(node.meta["val"].shape)
-        if node.target == aten.expand.default and before != after:
-            # Nothing but the first dimension is expanded, and that is the batch's.
-            alone = [1, *after[1:]]
-            return source if after[0] == count and before in (alone, alone[1:]) else None
-        node = source
-    return None
 
 
 class Compiled:

@@ -13,8 +13,9 @@ from torch import fx
 
 from ensemble.backends import openvino
 from ensemble.backends.chunks import MOST_CALLS, activations, spared
+from ensemble.backends.graphs import aten
 from ensemble.backends.job import Job
-from ensemble.backends.openvino import DEVICE, PRECISIONS, QUICK, SUFFIXES, Compiled, aten, missing
+from ensemble.backends.openvino import DEVICE, PRECISIONS, QUICK, SUFFIXES, Compiled, missing
 from ensemble.members import Members
 from ensemble.program.program import Program
 

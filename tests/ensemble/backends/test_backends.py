@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import ensemble
 from ensemble import LowRank, ModelError
@@ -35,50 +34,6 @@ def test_what_compilers_are_given_is_the_vmapped_call(made, name):
     assert [t.shape for t in given] == [t.shape for t in tensors]
     for got, want in zip(traced(*given), next(ens._runner(ens.example(3))), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("left", "common"),
-    [
-        (lambda x: x.expand(4, 3, 5), True),
-        (lambda x: x.expand(4, 3, 5).reshape(4, 3, 5), True),
-        (lambda x: x[None].expand(4, 3, 5), True),
-        # The members' own, though of as many numbers: (4, 5) is expanded along the rows of each.
-        (lambda x: torch.cat([x, x[:1]])[:, None].expand(4, 3, 5), False),
-        (lambda x: torch.stack([x, 2 * x, 3 * x, 4 * x]), False),
-        (lambda x: torch.stack([x, 2 * x, 3 * x, 4 * x]).expand(4, 3, 5), False),
-        # Twelve batches of one row: four times three others.
-        (lambda x: x.expand(4, 3, 5).reshape(12, 1, 5), False),
-        (lambda x: x[:1].expand(12, 5).reshape(4, 3, 5), False),
-    ],
-)  # fmt: skip
-def test_what_members_have_in_common_is_multiplied_with_all_their_vectors_at_once(left, common):
-    x, right = torch.randn(3, 5), torch.randn(12, 5, 1)
-
-    def multiply(x, right):
-        batch = left(x)
-        return torch.bmm(batch, right[: len(batch)])
-
-    traced = make_fx(multiply, tracing_mode="fake")(x, right)
-    openvino._thin_products(traced)
-    targets = [node.target for node in traced.graph.nodes if node.op == "call_function"]
-    assert (torch.ops.aten.mm.default in targets) == common
-    assert torch.ops.aten.bmm.default not in targets
-    got = traced(x, right)
-    torch.testing.assert_close(got, multiply(x, right))
-    assert got.is_contiguous()
-
-
-def test_a_thin_product_of_a_thin_product_is_rewritten_too():
-    a, b, c = torch.randn(4, 3, 5), torch.randn(4, 5, 1), torch.randn(4, 1, 6)
-
-    def multiply(a, b, c):
-        return torch.bmm(torch.bmm(a, b).view(4, 3, 1), c)
-
-    traced = make_fx(multiply, tracing_mode="fake")(a, b, c)
-    openvino._thin_products(traced)
-    assert not traced.graph.find_nodes(op="call_function", target=torch.ops.aten.bmm.default)
-    torch.testing.assert_close(traced(a, b, c), multiply(a, b, c))
 
 
 @compiles

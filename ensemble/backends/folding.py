@@ -1,0 +1,104 @@
+"""Members that stand in the batch, where ``vmap`` gave them a dimension of their own between convolutions.
+
+What members share convolves the rows of all of them at once, (members · rows, channels, ...), and ``vmap`` views that
+as (members, rows, channels, ...) for all that comes in between. The values are the same, but a view of more dimensions
+has OpenVINO bring them from the order of memory that its convolutions like, channels last, into the plain one and back.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import fx
+
+from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, replace, shape_of, viewed
+
+# What a member has for all of its rows, such as a bias, is repeated for each of them if that is so much smaller than
+# the result.
+_SMALLER = 16
+# Members, rows, channels and a dimension of space.
+_LEAST = 4
+
+
+def fold(traced: fx.GraphModule) -> None:
+    """Write elementwise operations on (members, rows, ...) as such on (members · rows, ...), where that is what the
+    values are a view of."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            if _changes_nothing(node):
+                replace(node, node.all_input_nodes[0])
+            elif torch.Tag.pointwise in node.target.tags:
+                _elementwise(node)
+            elif node.target in VIEWS:
+                _view(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    if node.target is aten.permute.default:
+        order = arguments(node)[1]
+        return list(order) == sorted(order)
+    if node.target is aten.clone.default:
+        return all(each.meta["val"].is_contiguous() for each in (node, *node.all_input_nodes))
+    return node.target is aten.expand.default and shape_of(node) == shape_of(arguments(node)[0])
+
+
+def _view(node: fx.Node) -> None:
+    """Take the value that a view goes back to. Others stay views of what they were views of, lest a value that two of
+    them flatten be brought into the plain order for each."""
+    source = node
+    while source.target in VIEWS:
+        source = source.all_input_nodes[0]
+        if shape_of(source) == shape_of(node):
+            replace(node, source)
+            return
+
+
+def _elementwise(node: fx.Node) -> None:
+    shape = shape_of(node)
+    if shape is None or len(shape) < _LEAST:
+        return
+    members, rows, *rest = shape
+    sources = node.all_input_nodes
+    write = Writer(node)
+    if not any(_is_folded(source, members, rows) for source in sources):
+        # Operands of different ranks are not computed together with what follows.
+        for source in sources:
+            own = shape_of(source) or []
+            if 1 < len(own) < len(shape):
+                node.replace_input_with(source, write.view(source, [1] * (len(shape) - len(own)) + own))
+        return
+    folded = {}
+    for source in sources:
+        found = _folded(write, source, members, rows, rest)
+        if found is None:
+            return
+        folded[source] = found
+    args, kwargs = fx.map_arg((node.args, node.kwargs), folded.__getitem__)
+    replace(node, write.view(write.call(node.target, *args, **kwargs), shape))
+
+
+def _is_folded(node: fx.Node, members: int, rows: int) -> bool:
+    """Whether it is a view of (members · rows, ...)."""
+    shape, before = shape_of(node), shape_of(viewed(node))
+    return shape is not None and shape[:2] == [members, rows] and before == [members * rows, *shape[2:]]
+
+
+def _folded(write: Writer, node: fx.Node, members: int, rows: int, rest: list[int]) -> fx.Node | None:
+    """An operand that goes with (members · rows, *rest) as it goes with (members, rows, *rest); None if that would take
+    long."""
+    shape = shape_of(node)
+    if shape is None:
+        return None
+    if len(shape) <= len(rest):
+        return node
+    before, own = shape[: -len(rest)], shape[-len(rest) :]
+    if prod(before) == 1:
+        return write.view(node, own)
+    if before != [members, rows]:
+        if _SMALLER * prod(own) > prod(rest):
+            return None
+        node = write.laid_out(write.call(aten.expand.default, node, [members, rows, *own]))
+    return write.view(node, [members * rows, *own])
