@@ -163,7 +163,8 @@ def embedding_reads(module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, tu
 
 
 class _Largest(TorchDispatchMode):
-    """Sees every operation and keeps the largest size of a result."""
+    """Sees every operation and keeps the largest size of a result that has memory of its own: a transposed weight is no
+    larger for more rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +172,10 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        given = {
+            value.untyped_storage().data_ptr() for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)
+        }
         for value in tree_leaves(result):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in given:
                 self.nbytes = max(self.nbytes, value.numel() * value.element_size())
         return result

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import fx
 
-from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, replace, shape_of, viewed
+from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, is_contiguous, replace, shape_of, viewed
 
 # What a member has for all of its rows, such as a bias, is repeated for each of them if that is so much smaller than
 # the result.
@@ -41,17 +41,17 @@ def _changes_nothing(node: fx.Node) -> bool:
         order = arguments(node)[1]
         return list(order) == sorted(order)
     if node.target is aten.clone.default:
-        return all(each.meta["val"].is_contiguous() for each in (node, *node.all_input_nodes))
+        return is_contiguous(node) and is_contiguous(node.all_input_nodes[0])
     return node.target is aten.expand.default and shape_of(node) == shape_of(arguments(node)[0])
 
 
 def _view(node: fx.Node) -> None:
     """Take the value that a view goes back to. Others stay views of what they were views of, lest a value that two of
     them flatten be brought into the plain order for each."""
-    source = node
-    while source.target in VIEWS:
+    source, shape = node, shape_of(node)
+    while source.target in VIEWS and shape is not None:
         source = source.all_input_nodes[0]
-        if shape_of(source) == shape_of(node):
+        if shape_of(source) == shape:
             replace(node, source)
             return
 
@@ -64,11 +64,7 @@ def _elementwise(node: fx.Node) -> None:
     sources = node.all_input_nodes
     write = Writer(node)
     if not any(_is_folded(source, members, rows) for source in sources):
-        # Operands of different ranks are not computed together with what follows.
-        for source in sources:
-            own = shape_of(source) or []
-            if 1 < len(own) < len(shape):
-                node.replace_input_with(source, write.view(source, [1] * (len(shape) - len(own)) + own))
+        _of_one_rank(write, node, len(shape))
         return
     folded = {}
     for source in sources:
@@ -78,6 +74,15 @@ def _elementwise(node: fx.Node) -> None:
         folded[source] = found
     args, kwargs = fx.map_arg((node.args, node.kwargs), folded.__getitem__)
     replace(node, write.view(write.call(node.target, *args, **kwargs), shape))
+
+
+def _of_one_rank(write: Writer, node: fx.Node, rank: int) -> None:
+    """Write operands that lack dimensions of a result with more than four, as inputs do that all members have, with
+    ones: OpenVINO would not compute the operation together with what follows."""
+    for source in node.all_input_nodes if rank > 4 else ():
+        shape = shape_of(source) or []
+        if 1 < len(shape) < rank:
+            node.replace_input_with(source, write.view(source, [1] * (rank - len(shape)) + shape))
 
 
 def _is_folded(node: fx.Node, members: int, rows: int) -> bool:

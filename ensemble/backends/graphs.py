@@ -36,7 +36,7 @@ class Writer:
         source = viewed(source)
         if shape_of(source) == shape:
             return source
-        if not source.meta["val"].is_contiguous():
+        if not is_contiguous(source):
             source = self.laid_out(source)
         return self.call(aten.view.default, source, shape)
 
@@ -51,9 +51,9 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 def viewed(node: fx.Node) -> fx.Node:
-    """What a node is a view of, in another shape; the node itself if it is none."""
-    while node.target in VIEWS:
-        node = node.all_input_nodes[0]
+    """What a node is a view of, in another shape, as far as that is known; the node itself if it is none."""
+    while node.target in VIEWS and shape_of(source := node.all_input_nodes[0]) is not None:
+        node = source
     return node
 
 
@@ -61,6 +61,18 @@ def shape_of(node: fx.Node) -> list[int] | None:
     """Of the tensor that a node gives; None if it gives something else."""
     value = node.meta.get("val")
     return list(value.shape) if isinstance(value, Tensor) else None
+
+
+def is_contiguous(node: fx.Node) -> bool:
+    """Whether a node is known to give a tensor that is in memory in the order of its dimensions."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_contiguous()
+
+
+def is_functional(traced: fx.GraphModule) -> bool:
+    """Whether nothing in it writes into what something else reads, so that values may stand for their copies."""
+    targets = [node.target for node in traced.graph.nodes]
+    return not any(isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable for target in targets)
 
 
 def replace(node: fx.Node, new: fx.Node) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from ensemble.backends import folding, thin
 from ensemble.backends.chunks import with_their_weights
 from ensemble.backends.declined import Declined
-from ensemble.backends.graphs import aten
+from ensemble.backends.graphs import aten, is_functional
 from ensemble.backends.indices import tell_of_bad_indices
 from ensemble.backends.job import Job, Spec
 from ensemble.backends.tracing import trace
@@ -90,9 +90,10 @@ def build(job: Job, target: Path, *, side_by_side: bool = False) -> None:
     traced, tensors = trace(job, side_by_side=side_by_side)
     _check_integers(traced)
     tell_of_bad_indices(traced, len(job.shared) + len(job.own))
-    folding.fold(traced)
-    thin.convolutions(traced)
-    folding.fold(traced)
+    if is_functional(traced):
+        folding.fold(traced)
+        thin.convolutions(traced)
+        folding.fold(traced)
     thin.products(traced)
     exported = torch.export.export(traced, tuple(tensors))
     root = logging.getLogger()

@@ -8,6 +8,10 @@ from torch import fx
 
 from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, replace, reshape, shape_of, viewed
 
+# A kernel for one channel computes as many, which is what a product may lose: it writes as many numbers for a point as
+# there are taps, which may be more than it reads, and also for points that a stride passes over.
+_PADDED = 8
+
 
 def products(traced: fx.GraphModule) -> None:
     """Products with a vector for each member as sums and outer products, which are fused with their neighbours; where
@@ -67,7 +71,10 @@ def _convolution(node: fx.Node) -> None:
     x, weight, bias, stride, padding, dilation, transposed, extra, members = arguments(node)
     outputs, channels, *kernel = weight.meta["val"].shape
     source, back = _members_first(x), _turned_back(node)
-    if transposed or bias is not None or members == 1 or outputs != members or channels == 1:
+    if transposed or bias is not None or members == 1 or outputs != members:
+        return
+    taps = prod(kernel)
+    if 4 * taps > _PADDED * channels or prod(stride) >= _PADDED:
         return
     if source is None or back is None:
         return
@@ -76,7 +83,6 @@ def _convolution(node: fx.Node) -> None:
         return
     last, back_again = _channels_last(node, source)
     write = Writer(node)
-    taps = prod(kernel)
     points = write.call(aten.view.default, last, [members, rows * prod(space), channels])
     each = write.call(aten.bmm.default, points, write.view(weight, [members, channels, taps]))
     each = write.call(aten.view.default, each, [members * rows, *space, taps])

@@ -6,6 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ensemble
 from ensemble import LowRank
 from ensemble.backends import folding, thin
+from ensemble.backends.graphs import is_functional
 from ensemble.backends.tracing import trace
 
 aten = torch.ops.aten
@@ -78,17 +79,17 @@ def grouped(traced):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (nn.Conv1d(4, 5, 3, padding=1), (6,)),
-        (nn.Conv2d(4, 5, 3, padding=1), (6, 7)),
-        (nn.Conv2d(4, 5, (3, 2), stride=2, dilation=(2, 1), padding=(1, 0)), (9, 8)),
-        (nn.Conv2d(4, 5, 3, padding="same", bias=False), (5, 5)),
-        (nn.Conv2d(4, 5, 1), (3, 3)),
-        (nn.Conv3d(4, 5, (1, 2, 3), padding=1), (4, 3, 5)),
+        (nn.Conv1d(6, 5, 3, padding=1), (6,)),
+        (nn.Conv2d(6, 5, 3, padding=1), (6, 7)),
+        (nn.Conv2d(6, 5, (3, 2), stride=2, dilation=(2, 1), padding=(1, 0)), (9, 8)),
+        (nn.Conv2d(6, 5, 3, padding="same", bias=False), (5, 5)),
+        (nn.Conv2d(6, 5, 1), (3, 3)),
+        (nn.Conv3d(6, 5, (1, 2, 3), padding=1), (4, 3, 5)),
     ],
     ids=str,
 )
 def test_a_convolution_with_a_members_own_thin_kernel_is_a_product_and_a_sum_of_taps(layer, shape):
-    first = type(layer)(2, 4, 1)
+    first = type(layer)(2, 6, 1)
     traced, given = traced_members(nn.Sequential(first, nn.Tanh(), layer, nn.Tanh()), torch.randn(2, 2, *shape))
     want = traced(*given)
     assert len(grouped(traced)) == 1
@@ -100,14 +101,17 @@ def test_a_convolution_with_a_members_own_thin_kernel_is_a_product_and_a_sum_of_
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(4, 6, 3, padding=1, groups=2),
-        nn.Conv2d(4, 4, 3, padding=1, groups=4),
-        nn.ConvTranspose2d(4, 5, 3),
+        nn.Conv2d(6, 4, 3, padding=1, groups=2),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),
+        nn.ConvTranspose2d(6, 5, 3),
+        # More taps than products are worth, and more points that are passed over.
+        nn.Conv2d(6, 5, 5),
+        nn.Conv2d(6, 5, 3, stride=3),
     ],
     ids=str,
 )
 def test_other_convolutions_stay_what_they_are(layer):
-    traced, given = traced_members(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Tanh(), layer), torch.randn(2, 2, 6, 6))
+    traced, given = traced_members(nn.Sequential(nn.Conv2d(2, 6, 1), nn.Tanh(), layer), torch.randn(2, 2, 6, 6))
     want, before = traced(*given), len(grouped(traced))
     thin.convolutions(traced)
     assert len(grouped(traced)) == before > 0
@@ -119,16 +123,15 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
-        self.norm = nn.BatchNorm2d(4)
-        self.gate = nn.Linear(4, 4)
+        self.first, self.second, self.third = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.norm = nn.BatchNorm2d(6)
+        self.gate = nn.Linear(6, 6)
 
     def forward(self, x):
         x = torch.relu(self.norm(self.first(x)))
         y = torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
-        return (self.third(torch.nn.functional.gelu(self.second(x)) * y) + 2 * x).clamp(-1, 1) - x.amax(
-            (1, 2, 3), keepdim=True
-        )
+        y = self.third(nn.functional.gelu(self.second(x)) * y) + 2 * x
+        return y.clamp(-1, 1) - x.amax((1, 2, 3), keepdim=True)
 
 
 def test_between_convolutions_members_stand_in_the_batch():
@@ -146,11 +149,11 @@ def test_between_convolutions_members_stand_in_the_batch():
 
 def test_what_goes_past_a_convolution_or_comes_from_a_members_own_numbers_is_added_where_it_belongs():
     for rows in (1, 3, 5):
-        traced, given = traced_members(Residual(), torch.randn(2, 4, 6, 6), members=5, rows=rows)
+        traced, given = traced_members(Residual(), torch.randn(2, 6, 6, 6), members=5, rows=rows)
         want = traced(*given)
         thin.convolutions(traced)
         folding.fold(traced)
-        assert (5 * rows, 4, 6, 6) in shapes_of(traced, aten.gelu.default)
+        assert (5 * rows, 6, 6, 6) in shapes_of(traced, aten.gelu.default)
         torch.testing.assert_close(traced(*given), want)
 
 
@@ -160,3 +163,15 @@ def test_products_without_space_keep_their_members():
     folding.fold(traced)
     assert shapes_of(traced, aten.relu.default) == [(3, 2, 5)]
     torch.testing.assert_close(traced(*given), want)
+
+
+def test_what_writes_into_a_value_is_told():
+    def adds(x):
+        return x.clone().add_(1)
+
+    def functional(x):
+        return x.clone() + 1
+
+    x = torch.randn(2, 3)
+    assert not is_functional(make_fx(adds, tracing_mode="fake")(x))
+    assert is_functional(make_fx(functional, tracing_mode="fake")(x))
