@@ -1,8 +1,7 @@
-"""The part of an ensemble that holds it to what its members give by themselves."""
+"""The part of an ensemble that holds it to what its members give by themselves, and to what its signature says."""
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from ensemble.tasks import Task, sample
 from ensemble.vectorised import loop
 
 
-class Checked(Planned, abc.ABC):
+class Checked(Planned):
     """Base of :class:`~ensemble.ensemble.Ensemble`.
 
     Attributes:

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import fx
 
-from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, is_contiguous, replace, shape_of, viewed
+from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, is_contiguous, replace, reshape, shape_of, viewed
 
 # What a member has for all of its rows, such as a bias, is repeated for each of them if that is so much smaller than
 # the result.
@@ -21,28 +21,31 @@ _SMALLER = 16
 _LEAST = 4
 
 
-def fold(traced: fx.GraphModule) -> None:
+def fold(traced: fx.GraphModule, members: int) -> None:
     """Write elementwise operations on (members, rows, ...) as such on (members · rows, ...), where that is what the
-    values are a view of."""
+    values are a view of. Views take any order of memory from then on."""
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
             if _changes_nothing(node):
                 replace(node, node.all_input_nodes[0])
             elif torch.Tag.pointwise in node.target.tags:
-                _elementwise(node)
+                _elementwise(node, members)
             elif node.target in VIEWS:
                 _view(node)
     traced.graph.eliminate_dead_code()
+    reshape(traced)
     traced.recompile()
 
 
 def _changes_nothing(node: fx.Node) -> bool:
     if node.target is aten.permute.default:
         order = arguments(node)[1]
-        return list(order) == sorted(order)
+        return [dim % len(order) for dim in order] == list(range(len(order)))
     if node.target is aten.clone.default:
         return is_contiguous(node) and is_contiguous(node.all_input_nodes[0])
-    return node.target is aten.expand.default and shape_of(node) == shape_of(arguments(node)[0])
+    if node.target is aten.expand.default:
+        return shape_of(node) is not None and shape_of(node) == shape_of(arguments(node)[0])
+    return False
 
 
 def _view(node: fx.Node) -> None:
@@ -56,11 +59,11 @@ def _view(node: fx.Node) -> None:
             return
 
 
-def _elementwise(node: fx.Node) -> None:
+def _elementwise(node: fx.Node, members: int) -> None:
     shape = shape_of(node)
-    if shape is None or len(shape) < _LEAST:
+    if shape is None or len(shape) < _LEAST or shape[0] != members:
         return
-    members, rows, *rest = shape
+    _, rows, *rest = shape
     sources = node.all_input_nodes
     write = Writer(node)
     if not any(_is_folded(source, members, rows) for source in sources):

@@ -34,11 +34,7 @@ class Writer:
     def view(self, source: fx.Node, shape: list[int]) -> fx.Node:
         """A value in another shape; without a view of what is one already, or of the same shape."""
         source = viewed(source)
-        if shape_of(source) == shape:
-            return source
-        if not is_contiguous(source):
-            source = self.laid_out(source)
-        return self.call(aten.view.default, source, shape)
+        return source if shape_of(source) == shape else self.call(aten.reshape.default, source, shape)
 
     def laid_out(self, source: fx.Node) -> fx.Node:
         """A value in memory in the order of its dimensions."""
@@ -46,7 +42,7 @@ class Writer:
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """What an operation is called with by position, of which its target says what it is."""
+    """An operation's positional arguments; its schema says what they are."""
     return node.args
 
 
@@ -82,8 +78,8 @@ def replace(node: fx.Node, new: fx.Node) -> None:
 
 
 def reshape(traced: fx.GraphModule) -> None:
-    """Have views take what is in memory in any order: it may be another one than when they were traced."""
+    """Have views take what is in memory in any order: rewriting may leave it in another one than tracing did, as where
+    what members have in common is added to their own, or where a convolution is given its channels last."""
     for target in VIEWS:
         for node in traced.graph.find_nodes(op="call_function", target=target):
             node.target = aten.reshape.default
-    traced.recompile()

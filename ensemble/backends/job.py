@@ -19,7 +19,7 @@ from ensemble.program.graph import from_json, to_json
 from ensemble.program.program import Program, plain
 
 # Part of every key: a newer version of what builds must not take what an older one built.
-FORMAT = 6
+FORMAT = 7
 
 
 @dataclasses.dataclass(frozen=True)

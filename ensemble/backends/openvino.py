@@ -34,6 +34,8 @@ from ensemble.members import Members
 from ensemble.memory import available, human
 from ensemble.structured import LEFT
 
+log = logging.getLogger("ensemble.backends.openvino")
+
 DEVICE = "cpu"
 SUFFIXES = (".xml", ".bin")
 PRECISIONS = ("float32", "bfloat16")
@@ -87,15 +89,14 @@ def build(job: Job, target: Path, *, side_by_side: bool = False) -> None:
     """
     check(job)
     ov = openvino()
-    traced, tensors = trace(job, side_by_side=side_by_side)
-    _check_integers(traced)
-    tell_of_bad_indices(traced, len(job.shared) + len(job.own))
-    if is_functional(traced):
-        folding.fold(traced)
-        thin.convolutions(traced)
-        folding.fold(traced)
-    thin.products(traced)
-    exported = torch.export.export(traced, tuple(tensors))
+    try:
+        exported, tensors = _exported(job, side_by_side, rewritten=not side_by_side)
+    except ModelError:
+        raise
+    except Exception as error:
+        # What a rewriting did not foresee costs its speed, and not the backend.
+        log.warning("a graph is given to OpenVINO as it was traced: %s", first_line(error))
+        exported, tensors = _exported(job, side_by_side, rewritten=False)
     root = logging.getLogger()
     level = root.level
     try:
@@ -111,6 +112,24 @@ def build(job: Job, target: Path, *, side_by_side: bool = False) -> None:
         parameter.set_partial_shape(ov.PartialShape(list(tensor.shape)))
     model.validate_nodes_and_infer_types()
     ov.save_model(model, str(target.with_suffix(".xml")), compress_to_fp16=False)
+
+
+def _exported(job: Job, side_by_side: bool, *, rewritten: bool) -> tuple[torch.export.ExportedProgram, list[Tensor]]:
+    traced, tensors = trace(job, side_by_side=side_by_side)
+    _check_integers(traced)
+    tell_of_bad_indices(traced, len(job.shared) + len(job.own))
+    if rewritten and is_functional(traced):
+        rewrite(traced, job.chunk)
+    thin.products(traced)
+    return torch.export.export(traced, tuple(tensors)), tensors
+
+
+def rewrite(traced: fx.GraphModule, members: int) -> None:
+    """Write the vmapped call of so many members as OpenVINO computes it faster."""
+    folding.fold(traced, members)
+    thin.convolutions(traced)
+    # What a thin convolution gives stands in the batch only now.
+    folding.fold(traced, members)
 
 
 def check(job: Job) -> None:

@@ -8,8 +8,7 @@ from torch import fx
 
 from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, replace, reshape, shape_of, viewed
 
-# A kernel for one channel computes as many, which is what a product may lose: it writes as many numbers for a point as
-# there are taps, which may be more than it reads, and also for points that a stride passes over.
+# Channels that a kernel for one of them computes.
 _PADDED = 8
 
 
@@ -59,22 +58,25 @@ def convolutions(traced: fx.GraphModule) -> None:
     what the member's kernel has for each of its taps, and then the sum of these, each from where its tap looks.
 
     ``vmap`` makes a grouped convolution of them, for which kernels compute eight channels or sixteen instead of one.
+    Where numbers are infinite, the sum has NaN in places where the convolution has infinity.
     """
     for node in list(traced.graph.find_nodes(op="call_function", target=aten.convolution.default)):
         _convolution(node)
     traced.graph.eliminate_dead_code()
-    # Convolutions have what they give in the order of what they are given.
     reshape(traced)
+    traced.recompile()
 
 
 def _convolution(node: fx.Node) -> None:
-    x, weight, bias, stride, padding, dilation, transposed, extra, members = arguments(node)
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, members = arguments(node)
     outputs, channels, *kernel = weight.meta["val"].shape
     source, back = _members_first(x), _turned_back(node)
     if transposed or bias is not None or members == 1 or outputs != members:
         return
     taps = prod(kernel)
-    if 4 * taps > _PADDED * channels or prod(stride) >= _PADDED:
+    # For each tap the product takes all channels of all points, those that a stride passes over too, and the sum takes
+    # all taps in a kernel for one channel. One tap needs no sum, and is left to the grouped kernel.
+    if taps == 1 or channels * prod(stride) + _PADDED * taps > _PADDED * channels:
         return
     if source is None or back is None:
         return
@@ -90,7 +92,9 @@ def _convolution(node: fx.Node) -> None:
     value = weight.meta["val"]
     picks = write.call(aten.eye.default, taps, dtype=value.dtype, device=value.device)
     picks = write.call(aten.view.default, picks, [1, taps, *kernel])
-    summed = write.call(aten.convolution.default, each, picks, None, stride, padding, dilation, False, extra, 1)
+    summed = write.call(
+        aten.convolution.default, each, picks, None, stride, padding, dilation, False, output_padding, 1
+    )
     replace(back, write.view(summed, shape_of(back) or []))
 
 
@@ -102,23 +106,26 @@ def _members_first(x: fx.Node) -> fx.Node | None:
     """What ``vmap`` turned into (rows, members · channels, ...): (members, rows, channels, ...); None if that is not
     how it came about."""
     turned = viewed(x)
+    if turned.target is aten.clone.default:
+        turned = turned.all_input_nodes[0]
     if turned.target is not aten.permute.default:
         return None
     source, order = arguments(turned)
-    members, rows, *rest = shape_of(source) or [0, 0]
-    if list(order) != _swap(2 + len(rest)) or not rest:
+    shape = shape_of(source) or []
+    if len(shape) < 3 or list(order) != _swap(len(shape)):
         return None
+    members, rows, *rest = shape
     return source if shape_of(x) == [rows, members * rest[0], *rest[1:]] else None
 
 
 def _turned_back(node: fx.Node) -> fx.Node | None:
     """The one use of a convolution in which members come first again, (members, rows, 1, ...); None if there are
     others."""
-    rows, members, *space = shape_of(node) or []
+    rows, members, *space = shape_of(node) or [0, 0]
     used = node
-    for target in (aten.view.default, aten.permute.default):
+    for targets in (VIEWS, (aten.permute.default,)):
         users = list(used.users)
-        if len(users) != 1 or users[0].target is not target:
+        if len(users) != 1 or users[0].target not in targets:
             return None
         used = users[0]
     swapped = list(arguments(used)[1]) == _swap(3 + len(space))
@@ -126,12 +133,12 @@ def _turned_back(node: fx.Node) -> fx.Node | None:
 
 
 def _channels_last(node: fx.Node, source: fx.Node) -> tuple[fx.Node, list[int]]:
-    """(members · rows, ..., channels) of (members, rows, channels, ...), for a convolution, and the order in which its
-    dimensions are back again. What all share convolves the same, and takes it from there too."""
+    """(members · rows, ..., channels) of (members, rows, channels, ...), for a convolution, and the permutation from
+    that to (members · rows, channels, ...). What all share convolves the same, and takes it from there too."""
     members, rows, channels, *space = shape_of(source) or []
     whole = [members * rows, channels, *space]
     forth, back_again = [0, *range(2, 2 + len(space)), 1], [0, 1 + len(space), *range(1, 1 + len(space))]
-    others = _convolved(source, whole)
+    others = _convolved(viewed(source), whole)
     write = Writer(min([node, *others]))
     last = write.laid_out(write.call(aten.permute.default, write.view(source, whole), forth))
     for other in others:

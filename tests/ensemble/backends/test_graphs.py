@@ -5,7 +5,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ensemble
 from ensemble import LowRank
-from ensemble.backends import folding, thin
+from ensemble.backends import folding, openvino, thin
 from ensemble.backends.graphs import is_functional
 from ensemble.backends.tracing import trace
 
@@ -79,17 +79,16 @@ def grouped(traced):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (nn.Conv1d(6, 5, 3, padding=1), (6,)),
-        (nn.Conv2d(6, 5, 3, padding=1), (6, 7)),
-        (nn.Conv2d(6, 5, (3, 2), stride=2, dilation=(2, 1), padding=(1, 0)), (9, 8)),
-        (nn.Conv2d(6, 5, 3, padding="same", bias=False), (5, 5)),
-        (nn.Conv2d(6, 5, 1), (3, 3)),
-        (nn.Conv3d(6, 5, (1, 2, 3), padding=1), (4, 3, 5)),
+        (nn.Conv1d(12, 5, 3, padding=1), (6,)),
+        (nn.Conv2d(12, 5, 3, padding=1), (6, 7)),
+        (nn.Conv2d(12, 5, (3, 2), stride=2, dilation=(2, 1), padding=(1, 0)), (9, 8)),
+        (nn.Conv2d(12, 5, 3, padding="same", bias=False), (5, 5)),
+        (nn.Conv3d(12, 5, (1, 2, 3), padding=1), (4, 3, 5)),
     ],
     ids=str,
 )
 def test_a_convolution_with_a_members_own_thin_kernel_is_a_product_and_a_sum_of_taps(layer, shape):
-    first = type(layer)(2, 6, 1)
+    first = type(layer)(2, 12, 1)
     traced, given = traced_members(nn.Sequential(first, nn.Tanh(), layer, nn.Tanh()), torch.randn(2, 2, *shape))
     want = traced(*given)
     assert len(grouped(traced)) == 1
@@ -101,17 +100,18 @@ def test_a_convolution_with_a_members_own_thin_kernel_is_a_product_and_a_sum_of_
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(6, 4, 3, padding=1, groups=2),
-        nn.Conv2d(6, 6, 3, padding=1, groups=6),
-        nn.ConvTranspose2d(6, 5, 3),
+        nn.Conv2d(12, 4, 3, padding=1, groups=2),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12),
+        nn.ConvTranspose2d(12, 5, 3),
         # More taps than products are worth, and more points that are passed over.
-        nn.Conv2d(6, 5, 5),
-        nn.Conv2d(6, 5, 3, stride=3),
+        nn.Conv2d(12, 5, 5),
+        nn.Conv2d(12, 5, 1),
+        nn.Conv2d(12, 5, 3, stride=3),
     ],
     ids=str,
 )
 def test_other_convolutions_stay_what_they_are(layer):
-    traced, given = traced_members(nn.Sequential(nn.Conv2d(2, 6, 1), nn.Tanh(), layer), torch.randn(2, 2, 6, 6))
+    traced, given = traced_members(nn.Sequential(nn.Conv2d(2, 12, 1), nn.Tanh(), layer), torch.randn(2, 2, 6, 6))
     want, before = traced(*given), len(grouped(traced))
     thin.convolutions(traced)
     assert len(grouped(traced)) == before > 0
@@ -141,26 +141,64 @@ def test_between_convolutions_members_stand_in_the_batch():
         traced, given = traced_members(model, torch.randn(2, 2, 9, 9), members=3, rows=rows)
         want = traced(*given)
         assert shapes_of(traced, aten.relu.default) == [(3, rows, 4, 5, 5)]
-        thin.convolutions(traced)
-        folding.fold(traced)
+        openvino.rewrite(traced, 3)
         assert shapes_of(traced, aten.relu.default) == [(3 * rows, 4, 5, 5)]
         torch.testing.assert_close(traced(*given), want)
+
+
+@pytest.mark.parametrize(("members", "rows"), [(1, 4), (3, 1), (3, 3), (4, 2)])
+def test_at_any_depth(members, rows):
+    """Also where two convolutions read one value, and where members' own numbers come in by a concatenation."""
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(12, 12, 3, padding=1) for _ in range(3))
+            self.first, self.last, self.beside = (
+                nn.Conv2d(2, 12, 3),
+                nn.Conv2d(24, 5, 3),
+                nn.Conv2d(12, 12, 3, padding=1),
+            )
+
+        def forward(self, x):
+            x = torch.relu(self.first(x.permute(0, -3, -1, -2)))
+            for layer in self.layers:
+                x = torch.relu(layer(x)) + x
+            return self.last(torch.cat([x, torch.tanh(self.beside(x))], 1))
+
+    traced, given = traced_members(Deep(), torch.randn(2, 2, 8, 9), members=members, rows=rows)
+    want = traced(*given)
+    openvino.rewrite(traced, members)
+    thin.products(traced)
+    assert members == 1 or not grouped(traced)
+    got = torch.export.export(traced, tuple(given)).module()(*given)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_what_goes_past_a_convolution_or_comes_from_a_members_own_numbers_is_added_where_it_belongs():
     for rows in (1, 3, 5):
         traced, given = traced_members(Residual(), torch.randn(2, 6, 6, 6), members=5, rows=rows)
         want = traced(*given)
-        thin.convolutions(traced)
-        folding.fold(traced)
+        openvino.rewrite(traced, 5)
         assert (5 * rows, 6, 6, 6) in shapes_of(traced, aten.gelu.default)
         torch.testing.assert_close(traced(*given), want)
+
+
+def test_a_permutation_from_behind_is_none_that_changes_nothing():
+    def turned(x):
+        return x.permute(-1, 0, 1).permute(0, 1, 2).permute(-3, -2, -1) + 1
+
+    x = torch.randn(2, 3, 4)
+    traced = make_fx(turned, tracing_mode="fake")(x)
+    folding.fold(traced, 2)
+    assert len(traced.graph.find_nodes(op="call_function", target=aten.permute.default)) == 1
+    torch.testing.assert_close(traced(x), turned(x))
 
 
 def test_products_without_space_keep_their_members():
     traced, given = traced_members(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(2, 4))
     want = traced(*given)
-    folding.fold(traced)
+    folding.fold(traced, 3)
     assert shapes_of(traced, aten.relu.default) == [(3, 2, 5)]
     torch.testing.assert_close(traced(*given), want)
 
