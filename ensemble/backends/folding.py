@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import fx
 
-from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, is_contiguous, replace, reshape, shape_of, viewed
+from ensemble.backends.graphs import VIEWS, Inserter, arguments, aten, is_contiguous, replace, reshape, shape_of, viewed
 
 # What a member has for all of its rows, such as a bias, is repeated for each of them if that is so much smaller than
 # the result.
@@ -65,7 +65,7 @@ def _elementwise(node: fx.Node, members: int) -> None:
         return
     _, rows, *rest = shape
     sources = node.all_input_nodes
-    write = Writer(node)
+    write = Inserter(node)
     if not any(_is_folded(source, members, rows) for source in sources):
         _of_one_rank(write, node, len(shape))
         return
@@ -79,7 +79,7 @@ def _elementwise(node: fx.Node, members: int) -> None:
     replace(node, write.view(write.call(node.target, *args, **kwargs), shape))
 
 
-def _of_one_rank(write: Writer, node: fx.Node, rank: int) -> None:
+def _of_one_rank(write: Inserter, node: fx.Node, rank: int) -> None:
     """Write operands that lack dimensions of a result with more than four, as inputs do that all members have, with
     ones: OpenVINO would not compute the operation together with what follows."""
     for source in node.all_input_nodes if rank > 4 else ():
@@ -94,7 +94,7 @@ def _is_folded(node: fx.Node, members: int, rows: int) -> bool:
     return shape is not None and shape[:2] == [members, rows] and before == [members * rows, *shape[2:]]
 
 
-def _folded(write: Writer, node: fx.Node, members: int, rows: int, rest: list[int]) -> fx.Node | None:
+def _folded(write: Inserter, node: fx.Node, members: int, rows: int, rest: list[int]) -> fx.Node | None:
     """An operand that goes with (members · rows, *rest) as it goes with (members, rows, *rest); None if that would take
     long."""
     shape = shape_of(node)

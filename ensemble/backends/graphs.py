@@ -1,4 +1,4 @@
-"""Nodes that are written into a traced graph, with what they give known."""
+"""Traced graphs that are rewritten, with what each node gives known."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
-class Writer:
-    """Writes nodes before one that is there.
+class Inserter:
+    """Puts nodes before one that is there.
 
     Args:
         before: a node of a graph that :func:`~ensemble.backends.tracing.trace` made.

@@ -34,8 +34,6 @@ from ensemble.members import Members
 from ensemble.memory import available, human
 from ensemble.structured import LEFT
 
-log = logging.getLogger("ensemble.backends.openvino")
-
 DEVICE = "cpu"
 SUFFIXES = (".xml", ".bin")
 PRECISIONS = ("float32", "bfloat16")
@@ -93,9 +91,8 @@ def build(job: Job, target: Path, *, side_by_side: bool = False) -> None:
         exported, tensors = _exported(job, side_by_side, rewritten=not side_by_side)
     except ModelError:
         raise
-    except Exception as error:
+    except Exception:
         # What a rewriting did not foresee costs its speed, and not the backend.
-        log.warning("a graph is given to OpenVINO as it was traced: %s", first_line(error))
         exported, tensors = _exported(job, side_by_side, rewritten=False)
     root = logging.getLogger()
     level = root.level

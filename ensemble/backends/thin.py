@@ -6,7 +6,7 @@ from math import prod
 
 from torch import fx
 
-from ensemble.backends.graphs import VIEWS, Writer, arguments, aten, replace, reshape, shape_of, viewed
+from ensemble.backends.graphs import VIEWS, Inserter, arguments, aten, replace, reshape, shape_of, viewed
 
 # Channels that a kernel for one of them computes.
 _PADDED = 8
@@ -17,15 +17,15 @@ def products(traced: fx.GraphModule) -> None:
     all members have the same on their left, as inputs are, as one product with the matrix of their vectors."""
     for node in list(traced.graph.find_nodes(op="call_function", target=aten.bmm.default)):
         left, right = arguments(node)
-        write = Writer(node)
+        write = Inserter(node)
         # Integers are multiplied and summed, which is exact, whatever a product of matrices makes of them.
         floating = node.meta["val"].is_floating_point()
         if left.meta["val"].shape[2] == 1:
             new = write.call(aten.mul.Tensor, left, right)
         elif right.meta["val"].shape[2] == 1 and (common := _common(left)) is not None and floating:
             members, inner, _ = right.meta["val"].shape
-            flat = write.call(aten.view.default, common, [left.meta["val"].shape[1], inner])
-            vectors = write.call(aten.view.default, right, [members, inner])
+            flat = write.view(common, [left.meta["val"].shape[1], inner])
+            vectors = write.view(right, [members, inner])
             product = write.call(aten.mm.default, flat, write.call(aten.t.default, vectors))
             new = write.call(aten.unsqueeze.default, write.call(aten.t.default, product), 2)
         elif right.meta["val"].shape[2] == 1:
@@ -70,28 +70,27 @@ def convolutions(traced: fx.GraphModule) -> None:
 def _convolution(node: fx.Node) -> None:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, members = arguments(node)
     outputs, channels, *kernel = weight.meta["val"].shape
-    source, back = _members_first(x), _turned_back(node)
-    if transposed or bias is not None or members == 1 or outputs != members:
-        return
     taps = prod(kernel)
     # For each tap the product takes all channels of all points, those that a stride passes over too, and the sum takes
     # all taps in a kernel for one channel. One tap needs no sum, and is left to the grouped kernel.
-    if taps == 1 or channels * prod(stride) + _PADDED * taps > _PADDED * channels:
+    worth = taps > 1 and channels * prod(stride) + _PADDED * taps <= _PADDED * channels
+    if transposed or bias is not None or members == 1 or outputs != members or not worth:
         return
+    source, back = _members_first(x), _turned_back(node)
     if source is None or back is None:
         return
     first, rows, third, *space = shape_of(source) or []
     if [first, third] != [members, channels]:
         return
     last, back_again = _channels_last(node, source)
-    write = Writer(node)
-    points = write.call(aten.view.default, last, [members, rows * prod(space), channels])
+    write = Inserter(node)
+    points = write.view(last, [members, rows * prod(space), channels])
     each = write.call(aten.bmm.default, points, write.view(weight, [members, channels, taps]))
-    each = write.call(aten.view.default, each, [members * rows, *space, taps])
+    each = write.view(each, [members * rows, *space, taps])
     each = write.call(aten.permute.default, each, back_again)
     value = weight.meta["val"]
     picks = write.call(aten.eye.default, taps, dtype=value.dtype, device=value.device)
-    picks = write.call(aten.view.default, picks, [1, taps, *kernel])
+    picks = write.view(picks, [1, taps, *kernel])
     summed = write.call(
         aten.convolution.default, each, picks, None, stride, padding, dilation, False, output_padding, 1
     )
@@ -139,10 +138,10 @@ def _channels_last(node: fx.Node, source: fx.Node) -> tuple[fx.Node, list[int]]:
     whole = [members * rows, channels, *space]
     forth, back_again = [0, *range(2, 2 + len(space)), 1], [0, 1 + len(space), *range(1, 1 + len(space))]
     others = _convolved(viewed(source), whole)
-    write = Writer(min([node, *others]))
+    write = Inserter(min([node, *others]))
     last = write.laid_out(write.call(aten.permute.default, write.view(source, whole), forth))
     for other in others:
-        other.update_arg(0, Writer(other).call(aten.permute.default, last, back_again))
+        other.update_arg(0, Inserter(other).call(aten.permute.default, last, back_again))
     return last, back_again
 
 

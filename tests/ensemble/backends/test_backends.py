@@ -32,8 +32,27 @@ def test_what_compilers_are_given_is_the_vmapped_call(made, name):
     members = ens._runner.members
     given = [members.shared[s.name] for s in job.shared] + [members.stacked[s.name] for s in job.own] + ens.example(3)
     assert [t.shape for t in given] == [t.shape for t in tensors]
-    for got, want in zip(traced(*given), next(ens._runner(ens.example(3))), strict=True):
+    wanted = next(ens._runner(ens.example(3)))
+    for got, want in zip(traced(*given), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    openvino.rewrite(traced, 4)
+    for got, want in zip(traced(*given), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@converts
+def test_what_a_rewriting_cannot_do_costs_its_speed_only(made, tmp_path, monkeypatch):
+    def fails(traced, members):
+        raise KeyError("val")
+
+    monkeypatch.setattr(openvino, "rewrite", fails)
+    ens = remade(made("cnn"), LowRank(scale=0.3), members=4)
+    inputs = ens.example(3)
+    job = ens._runner.job("openvino", inputs, 4)
+    assert build(job, tmp_path) == ""
+    call = openvino.Compiled(job, tmp_path / job.key, ens.members, "float32")
+    for got, want in zip(call(0, inputs), next(ens._runner(inputs)), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @compiles
